@@ -1,0 +1,188 @@
+"""The command line of the entry points.
+
+`--config experiments/NAME.py[:variant]` names a file that defines `get_config(variant="")`, which
+returns an edited `elpo_jax.config.default_config()`; `--config.a.b=value` sets one key after that.
+Every key is an absl flag, so `--help` lists them. A user's mistake ends in one line each, exit 2.
+"""
+
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from elpo_jax.config import Config, field_types, from_dict, get, unknown_key
+from elpo_jax.errors import UsageError, suggestion
+from elpo_jax.validation import validate
+
+_KEY = "config."
+
+
+class Option(NamedTuple):
+    """A flag of an entry point besides `--config`; its value is a string."""
+
+    name: str
+    help: str
+    default: str | None = None  # None: the flag must be given
+
+
+def parse(
+    argv: Sequence[str],
+    options: Sequence[Option],
+    known: Mapping[str, Collection[str]] | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """Reads a command line.
+
+    Args:
+      argv: the program's name and its arguments.
+      options: what the entry point takes besides the config.
+      known: names that config values may have, by key (see `validation.validate`).
+
+    Returns:
+      The validated config, and the options' values by name.
+
+    Raises:
+      UsageError: with every problem that could be found.
+      SystemExit: after printing the help, if `--help` was given.
+    """
+    required = [Option("config", "the experiment: FILE.py[:variant]"), *options]
+    values = _flags(required)
+    try:
+        extra = values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError([_unknown_flag(error.flagname, values)]) from None
+    except (flags.Error, ValueError) as error:
+        raise UsageError([str(error)]) from None
+    if values["help"].value:
+        print(_help(argv[0], required))
+        raise SystemExit(0)
+    problems = [f"{argument}: expected a flag, got a plain argument" for argument in extra]
+    problems += [
+        f"--{option.name}: missing; expected {option.help}"
+        for option in required
+        if not values[option.name].value and option.default is None
+    ]
+    if problems:
+        raise UsageError(problems)
+    tree = load_experiment(str(values["config"].value)).to_dict()
+    for key, kind in field_types().items():
+        if values[_KEY + key].present:
+            _set(tree, key, _literal(str(values[_KEY + key].value), kind))
+    config = from_dict(tree)
+    validate(config, known)
+    return config, {option.name: values[option.name].value or "" for option in options}
+
+
+def load_experiment(spec: str) -> ConfigDict:
+    """What `get_config` of `FILE.py[:variant]` returns.
+
+    Raises:
+      UsageError: naming the file, and the line where it failed.
+    """
+    name, _, variant = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        others = sorted(str(file) for file in path.parent.glob("*.py"))
+        raise UsageError([f"--config: no such file: {name}{suggestion(name, others)}"])
+    scope: dict[str, Any] = {"__name__": "experiment", "__file__": name}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), name, "exec"), scope)
+        if not callable(scope.get("get_config")):
+            raise UsageError([f"{name}: expected a function get_config(variant), found none"])
+        config = scope["get_config"](variant)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError([f"{_place(error, name)}: {_reason(error)}"]) from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UsageError([f"{name}: get_config: expected a ConfigDict, got {kind}"])
+    return config
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs an entry point; a `UsageError` ends it with its lines on stderr and exit status 2."""
+    try:
+        main(sys.argv)
+    except UsageError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _flags(options: Sequence[Option]) -> flags.FlagValues:
+    """All flags, read as text: types are checked with the experiment file's values."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    for name, text, default in options:
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    for key, kind in field_types().items():
+        flag: flags.Flag[str] = flags.Flag(
+            flags.ArgumentParser(), None, _KEY + key, None, "", boolean=kind is bool
+        )
+        flags.DEFINE_flag(flag, values)
+    return values
+
+
+def _unknown_flag(name: str, values: flags.FlagValues) -> str:
+    if name.startswith(_KEY):
+        return unknown_key(name.removeprefix(_KEY))
+    plain = [f"--{flag}" for flag in values if not flag.startswith(_KEY)]
+    return f"--{name}: no such flag{suggestion(f'--{name}', plain)}"
+
+
+def _literal(text: str, kind: Any) -> Any:
+    """`text` read as `kind`; where it can't be, the text itself, for `from_dict` to report."""
+    if isinstance(kind, types.UnionType):
+        return None if text.lower() == "none" else _literal(text, typing.get_args(kind)[0])
+    if typing.get_origin(kind) is tuple:
+        items = [item.strip() for item in text.strip("()[] ").split(",")]
+        return tuple(_literal(item, typing.get_args(kind)[0]) for item in items if item)
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
+
+
+def _place(error: Exception, name: str) -> str:
+    """FILE:LINE of the line of the experiment file that failed."""
+    if isinstance(error, SyntaxError) and error.filename == name:
+        return f"{name}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == name]
+    return f"{name}:{lines[-1]}" if lines else name
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line."""
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if isinstance(cause, KeyError) and cause is not error:  # ConfigDict's words are long
+        name = re.search(r"\w+", str(cause.args[0]).removeprefix("Key "))
+        return unknown_key(name[0] if name else str(cause))
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+
+
+def _help(program: str, options: Sequence[Option]) -> str:
+    shown = " ".join(f"--{option.name} {option.name.upper()}" for option in options)
+    lines = [f"usage: python {program} {shown} [--config.KEY=VALUE ...]", ""]
+    lines += [f"  --{option.name}  {option.help}" for option in options]
+    lines += ["", "Keys and their defaults:"]
+    lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
+    return "\n".join(lines)

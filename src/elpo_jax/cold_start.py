@@ -1,0 +1,133 @@
+"""The cold start: supervised fine-tuning on the suite's demonstrations, cached by what it depends on.
+
+Deliberately short where RL is to have something to do: its length is `sft.steps`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from elpo_jax.checkpoint import Checkpoints, load
+from elpo_jax.components import Components
+from elpo_jax.config import to_dict
+from elpo_jax.learner.batch import Row
+from elpo_jax.learner.optimizer import make_optimizer
+from elpo_jax.learner.sft import SupervisedLearner, sft_rows
+from elpo_jax.tasks.base import TRAIN
+
+Params = Any
+Metrics = dict[str, float]
+OnStep = Callable[[int, Mapping[str, float]], None]
+
+# Demonstrations come from training tasks that no RL step gets to.
+FIRST_DEMONSTRATION = 1 << 30
+
+# Code that decides what a cold start comes to.
+_SOURCES = ("cold_start.py", "components.py", "learner", "policy", "tasks", "tools")
+
+
+def cache_folder(components: Components) -> Path:
+    """Where this cold start's parameters are kept, by the hash of what they depend on.
+
+    That is the settings it reads, the source and data files behind it, the versions of the numerical
+    packages and the kind and number of devices.
+    """
+    config = to_dict(components.config)
+    root = Path(__file__).parent
+    files = sorted(file for name in _SOURCES for file in _files(root / name))
+    tokenizer = components.config.policy.tokenizer
+    files += [Path(tokenizer)] if tokenizer else []
+    train = ("micro_batch_rows", "length_buckets", "logprob_chunk")
+    depends_on = {
+        "settings": {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")},
+        "train": {name: config["train"][name] for name in train},
+        "sources": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "packages": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "devices": [(device.platform, device.device_kind) for device in jax.devices()],
+    }
+    del depends_on["settings"]["sft"]["cache_dir"]
+    del depends_on["settings"]["suite"]["reward"]
+    name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:24]
+    return _cache_root(components.config.sft.cache_dir) / "cold_start" / name
+
+
+def cold_start(components: Components, on_step: OnStep) -> tuple[Params, Metrics]:
+    """The parameters that RL begins with: trained on demonstrations, or read from the cache.
+
+    Returns:
+      The parameters, and the metrics of the last update (under 'sft/').
+
+    Args:
+      components: of the run.
+      on_step: called with the number of updates made and their metrics.
+
+    Raises:
+      NonFiniteUpdateError: a loss or gradient wasn't finite.
+    """
+    if not components.config.sft.steps:
+        return components.init_params(), {}
+    folder = cache_folder(components)
+    if (folder / "complete").exists():
+        cached = load(folder, {"params": components.init_params()})
+        return cached.parts["params"], cached.metadata
+    params, metrics = _train(components, on_step)
+    _store(folder, params, metrics)
+    return params, metrics
+
+
+def _train(components: Components, on_step: OnStep) -> tuple[Params, Metrics]:
+    config = components.config
+    learner = SupervisedLearner(
+        components.model,
+        make_optimizer(config.sft.optimizer, config.sft.steps),
+        config.train,
+        components.param_shardings,
+        components.batch_sharding,
+    )
+    state = learner.init(components.init_params())
+    metrics: Metrics = {}
+    for step in range(config.sft.steps):
+        rows = demonstrations(components, step * config.sft.batch, config.sft.batch)
+        state, metrics = learner.update(state, rows)
+        on_step(step + 1, metrics)
+    return state.params, {name: x for name, x in metrics.items() if name.startswith("sft/")}
+
+
+def demonstrations(components: Components, start: int, count: int) -> list[Row]:
+    """Rows of demonstrations `start` to `start + count - 1`, each of another training task."""
+    suite, chat, environment = components.suite, components.chat, components.environment
+    tasks = [suite.task(TRAIN, FIRST_DEMONSTRATION + start + i) for i in range(count)]
+    return sft_rows(
+        [
+            chat.demonstration([*environment.prompt(task), *suite.demonstration(task)])
+            for task in tasks
+        ]
+    )
+
+
+def _store(folder: Path, params: Params, metrics: Metrics) -> None:
+    """Writes the cache entry; it counts once its 'complete' file is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(0, {"params": params}, metrics)
+    (folder / "complete").touch()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+
+
+def _cache_root(configured: str) -> Path:
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elpo_jax"

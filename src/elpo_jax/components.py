@@ -1,0 +1,92 @@
+"""Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from elpo_jax.config import Config
+from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
+from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.rollout.episode import Environment
+from elpo_jax.sampler.engine import Engine
+from elpo_jax.sampler.scheduler import Scheduler
+from elpo_jax.tasks import make_suite
+from elpo_jax.tasks.base import Suite
+from elpo_jax.tasks.rewards import get_reward
+
+Params = Any
+
+# Streams of randomness of a run; each has its own keys.
+INIT, ROLLOUT, EVALUATION = range(3)
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """What every entry point needs.
+
+    Attributes:
+      config: the config they were built from.
+      mesh: of all devices.
+      model: the policy's module.
+      suite: tasks, tools and verifier.
+      chat: messages to ids.
+      environment: the rules of an episode.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: Decoder
+    suite: Suite
+    chat: Chat
+    environment: Environment
+
+    @property
+    def param_shardings(self) -> Any:
+        return param_shardings(self.model, self.mesh)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return batch_sharding(self.mesh)
+
+    def key(self, stream: int, step: int = 0) -> jax.Array:
+        """The key of a stream at a training step."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), stream), step)
+
+    def init_params(self) -> Params:
+        """Fresh parameters of the run's seed."""
+        return init_params(self.model, self.key(INIT), self.mesh)
+
+    def make_scheduler(self) -> Scheduler:
+        """A sampler with its own caches on the device."""
+        config = self.config
+        engine = Engine(self.model, config.sampler, config.episode.max_length, self.mesh)
+        return Scheduler(
+            engine, self.environment, config.sampler, config.episode, self.chat.end_of_turn
+        )
+
+
+def build(config: Config) -> Components:
+    """Builds the components.
+
+    Raises:
+      ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer).
+    """
+    suite = make_suite(config.suite)
+    tokenizer_file = Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
+    tokenizer = SentencePieceTokenizer(tokenizer_file)
+    schemas = [tool.schema for tool in suite.tools]
+    chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
+    environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    return Components(
+        config=config,
+        mesh=make_mesh(config.mesh),
+        model=Decoder(config.policy, tokenizer.vocab_size),
+        suite=suite,
+        chat=chat,
+        environment=environment,
+    )

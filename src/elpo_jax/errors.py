@@ -1,0 +1,37 @@
+"""What is said to the user who gave something that can't be used."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """What the user gave can't be used.
+
+    Attributes:
+      problems: one line each: where, what was expected, what came.
+    """
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """'; did you mean NAME?' for the nearest known name, or nothing if none is near.
+
+    A dotted key is also found by its last part alone.
+    """
+    known = list(known)
+    by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    if not near:
+        last = difflib.get_close_matches(name.rpartition(".")[2], by_last, 1, 0.6)
+        near = [by_last[match] for match in last]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_name(where: str, got: str, known: Iterable[str]) -> str:
+    """The line for a name that isn't in a table of names."""
+    known = sorted(known)
+    expected = ", ".join(map(repr, known))
+    return f"{where}: expected one of {expected}, got {got!r}{suggestion(got, known)}"

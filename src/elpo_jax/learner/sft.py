@@ -1,0 +1,112 @@
+"""The cold start: cross-entropy on demonstrations, through the same programs as policy updates."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from flax import linen as nn
+from jax.sharding import NamedSharding
+
+from elpo_jax.config import TrainConfig
+from elpo_jax.learner.base import TOKEN_MEAN
+from elpo_jax.learner.batch import Row, make_micro_batches, token_weights
+from elpo_jax.learner.loss import cross_entropy_loss
+from elpo_jax.learner.optimizer import Optimizer
+from elpo_jax.learner.run import (
+    Metrics,
+    compiled_update,
+    mean_applied,
+    run_update,
+    warm_up_update,
+)
+from elpo_jax.learner.update import Params, Shardings, TrainState, make_update
+
+_TEMPERATURE = np.float32(1.0)
+
+
+def sft_rows(demonstrations: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Row]:
+    """Rows of demonstrations.
+
+    Args:
+      demonstrations: for each the tokens int [T] of the whole conversation, and bool [T], true at
+        the assistant's own tokens (text, calls and end of turn), which are what is learnt.
+
+    Raises:
+      ValueError: when shapes differ, or a demonstration has nothing to learn after its first token.
+    """
+    rows = []
+    for index, (tokens, is_policy) in enumerate(demonstrations):
+        tokens, mask = np.asarray(tokens, np.int32), np.asarray(is_policy, np.float32)
+        if tokens.ndim != 1 or tokens.shape != mask.shape:
+            raise ValueError(
+                f"demonstration {index}: expected tokens [T] and is_policy [T], "
+                f"got {tokens.shape} and {mask.shape}"
+            )
+        if not mask[1:].any():
+            raise ValueError(
+                f"demonstration {index}: expected an assistant token after the first of its "
+                f"{len(tokens)} tokens, got none"
+            )
+        unused = np.zeros(len(tokens), np.float32)
+        rows.append(Row(index, tokens, mask, unused, unused, unused))
+    return rows
+
+
+class SupervisedLearner:
+    """Updates with the mean cross-entropy over a batch's policy tokens.
+
+    Args:
+      model, optimizer, param_shardings, batch_sharding: see `learner.update.make_update`.
+      train: length buckets, micro-batch rows and the logits' chunk.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train: TrainConfig,
+        param_shardings: Shardings | None = None,
+        batch_sharding: NamedSharding | None = None,
+    ):
+        self._train = train
+        self._programs = make_update(
+            model,
+            cross_entropy_loss,
+            optimizer,
+            train.logprob_chunk,
+            param_shardings,
+            batch_sharding,
+        )
+
+    def init(self, params: Params) -> TrainState:
+        """A state with these parameters, which are donated."""
+        return self._programs.init(params)
+
+    def warm_up(self, state: TrainState) -> TrainState:
+        """Compiles every program this learner will run. Returns the state, unchanged."""
+        return warm_up_update(self._programs, state, self._train, _TEMPERATURE, None)
+
+    def compiled_programs(self) -> dict[str, int]:
+        """How often each program has been compiled so far; at most once for each length bucket."""
+        return compiled_update(self._programs)
+
+    def update(self, state: TrainState, rows: Sequence[Row]) -> tuple[TrainState, Metrics]:
+        """One update on a batch of `sft_rows`; the state is donated.
+
+        Raises:
+          ValueError: without any row, or on a row longer than the last bucket.
+          NonFiniteUpdateError: a FloatingPointError that names the update and holds its state.
+        """
+        if not rows:
+            raise ValueError("rows: expected at least one demonstration, got none")
+        micro_batches = make_micro_batches(
+            rows,
+            token_weights(rows, TOKEN_MEAN),
+            [row.sampler_log_probs for row in rows],
+            self._train.length_buckets,
+            self._train.micro_batch_rows,
+        )
+        state, statistics, applied = run_update(
+            self._programs, state, micro_batches, _TEMPERATURE, None
+        )
+        tokens = float(sum(s["tokens"] for s in statistics))
+        return state, {"sft/tokens": tokens} | mean_applied([applied], "sft")

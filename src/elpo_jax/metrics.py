@@ -1,0 +1,248 @@
+"""The names of all metrics in one table, and the log of a run: `metrics.jsonl` and TensorBoard.
+
+`python -m elpo_jax.metrics` prints the table as Markdown.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from tensorboardX import SummaryWriter
+
+from elpo_jax.errors import suggestion
+from elpo_jax.workdir import write_atomic
+
+Row = dict[str, Any]  # {'step': int, name: number, ...}
+
+
+class Metric(NamedTuple):
+    """One name, or a family of names if it ends in `<...>`.
+
+    Attributes:
+      name: as in `metrics.jsonl`.
+      description: one line.
+      varies: depends on the clock or the process, so equal runs may differ in it.
+    """
+
+    name: str
+    description: str
+    varies: bool = False
+
+
+TABLE = (
+    Metric("reward/mean", "mean shaped reward of the trajectories, branches included"),
+    Metric("success/mean", "share of trajectories that the verifier accepts, branches included"),
+    Metric("success/root", "the same over full trajectories: what the policy does unaided"),
+    Metric("response_length/mean", "tokens after the prompt, the environment's included"),
+    Metric("episode/turns", "assistant turns a trajectory"),
+    Metric("episode/calls", "turns a trajectory that ask for a tool"),
+    Metric("episode/error_share", "share of observations that are errors"),
+    Metric("episode/end_<reason>", "share of trajectories that ended so"),
+    Metric("episode/drops", "rollouts lost to broken infrastructure, and replaced"),
+    Metric("episode/dropped_tasks", "tasks that left the batch after too many drops"),
+    Metric("rollout/per_tree", "rollouts a tree, branches included"),
+    Metric("bel/searches", "searches a tree"),
+    Metric("bel/localized_frac", "share of searches resolved within the budget"),
+    Metric("bel/probes", "anchors a search at which suffixes were sampled"),
+    Metric("bel/suffixes", "suffixes a search"),
+    Metric("bel/relative_position", "t_crit / (K + 1) of the resolved searches"),
+    Metric("policy/loss", "Eq. 12, negated, averaged over the updates"),
+    Metric("policy/clip_frac_low", "share of policy tokens clipped at the lower bound"),
+    Metric("policy/clip_frac_high", "share of policy tokens clipped at the upper bound"),
+    Metric(
+        "policy/clip_frac_low_elc", "clip_frac_low among tokens with the widened bound (Eq. 11)"
+    ),
+    Metric("policy/clip_frac_low_plain", "clip_frac_low among the other tokens"),
+    Metric(
+        "policy/kl_old", "KL from the policy before the step's updates, estimated on its samples"
+    ),
+    Metric("policy/entropy", "mean entropy of policy tokens before the updates, nats"),
+    Metric(
+        "policy/grad_norm", "global norm of the gradient before clipping, averaged over updates"
+    ),
+    Metric("policy/ratio_max", "largest importance ratio"),
+    Metric("policy/sampler_kl", "KL between the sampler's and the learner's log-probabilities"),
+    Metric("policy/sampler_max_diff", "largest difference between the two log-probabilities"),
+    Metric("policy/trained_rows_frac", "share of trajectories with an advantage other than 0"),
+    Metric("optimizer/learning_rate", "after the step's last update"),
+    Metric("sft/loss", "cross-entropy of the cold start's last update, nats a token"),
+    Metric("sft/grad_norm", "global norm of its gradient before clipping"),
+    Metric("sft/tokens", "tokens with a loss in that update"),
+    Metric("eval/success", "share of held-out tasks solved; the first row is the cold start's"),
+    Metric("eval/success/<kind>", "the same for tasks of one kind"),
+    Metric("eval/tasks", "held-out tasks tried"),
+    Metric("eval/reward", "mean shaped reward on held-out tasks"),
+    Metric("eval/response_length", "tokens after the prompt on held-out tasks"),
+    Metric("eval/calls", "tool calls a held-out task"),
+    Metric("sampler/prefill_tokens", "tokens that went through prefill"),
+    Metric("sampler/decode_tokens", "tokens drawn"),
+    Metric("sampler/saved_tokens", "prefix tokens that forks spared from prefill"),
+    Metric("sampler/forks", "cache rows copied for branches"),
+    Metric("sampler/swaps", "cache rows moved to host memory and back", varies=True),
+    Metric("sampler/lane_use", "share of lane-steps that drew a token", varies=True),
+    Metric("sampler/compiles", "programs compiled since the process started", varies=True),
+    Metric("sampler/tokens_per_s", "tokens drawn a second of rollout", varies=True),
+    Metric("time/rollout", "seconds of rollouts", varies=True),
+    Metric("time/update", "seconds of updates", varies=True),
+    Metric("time/eval", "seconds of evaluation", varies=True),
+    Metric("time/step", "seconds of the whole step", varies=True),
+)
+
+_EXACT = {metric.name: metric for metric in TABLE if "<" not in metric.name}
+_FAMILIES = {metric.name.partition("<")[0]: metric for metric in TABLE if "<" in metric.name}
+
+
+def lookup(name: str) -> Metric:
+    """The table's entry for a name.
+
+    Raises:
+      ValueError: the table has none.
+    """
+    if name in _EXACT:
+        return _EXACT[name]
+    for prefix, metric in _FAMILIES.items():
+        if name.startswith(prefix) and name != prefix:
+            return metric
+    raise ValueError(f"{name}: no such metric{suggestion(name, _EXACT)}")
+
+
+def deterministic(row: Mapping[str, Any]) -> Row:
+    """The row without what may differ between equal runs."""
+    return {name: x for name, x in row.items() if name == "step" or not lookup(name).varies}
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, 95 % by default.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); Wilson 1927,
+    https://doi.org/10.1080/01621459.1927.10502953.
+
+    Raises:
+      ValueError: unless 0 <= successes <= trials and trials >= 1.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"wilson: expected successes among trials, got {successes} of {trials}")
+    p, n = successes / trials, trials
+    center = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+
+
+def markdown() -> str:
+    """The table as Markdown."""
+    lines = ["| name | meaning |", "| --- | --- |"]
+    lines += [f"| `{m.name}` | {m.description}{' *' if m.varies else ''} |" for m in TABLE]
+    return "\n".join([*lines, "", "\\* differs between equal runs"])
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a last line torn by a kill is left out.
+
+    Raises:
+      ValueError: on any other line that isn't a row, or when steps don't ascend.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{path}:{number}: expected an object with a step, got {line[:80]!r}")
+        if rows and row["step"] <= rows[-1]["step"]:
+            raise ValueError(
+                f"{path}:{number}: expected a step after {rows[-1]['step']}, got {row['step']}"
+            )
+        rows.append(row)
+    return rows
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl`, a row a step, and shows the same in TensorBoard.
+
+    The file is the truth: the events are made anew from it when a run is taken up again.
+
+    Args:
+      path: the `metrics.jsonl`.
+      events: the folder of the TensorBoard events; what it holds is replaced.
+      last_step: rows of later steps are dropped, because they come after the checkpoint that the
+        run goes on from; None for a new run, which drops all.
+    """
+
+    def __init__(self, path: Path, events: Path, last_step: int | None):
+        kept = [row for row in read(path) if last_step is not None and row["step"] <= last_step]
+        write_atomic(path, "".join(_line(row) for row in kept))
+        shutil.rmtree(events, ignore_errors=True)
+        self._events = SummaryWriter(str(events))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._last_step: int | None = None
+        for row in kept:
+            self._show(row)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> Row:
+        """Appends one row, on the disk when this returns, and returns it.
+
+        Args:
+          step: greater than the last one.
+          values: numbers or scalar arrays by metric name.
+
+        Raises:
+          ValueError: on an unknown name, a value that isn't a finite number, or a step that doesn't
+            ascend. Nothing is written then.
+        """
+        if self._last_step is not None and step <= self._last_step:
+            raise ValueError(f"step: expected more than {self._last_step}, got {step}")
+        row: Row = {"step": int(step)}
+        for name, value in values.items():
+            lookup(name)
+            row[name] = _number(value, name, step)
+        os.write(self._file, _line(row).encode())
+        os.fsync(self._file)
+        self._show(row)
+        return row
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _show(self, row: Row) -> None:
+        self._last_step = row["step"]
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(name, value, row["step"])
+        self._events.flush()
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _number(value: Any, name: str, step: int) -> int | float:
+    value = value.item() if hasattr(value, "item") else value  # arrays of NumPy and JAX
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} at step {step}: expected a finite number, got {value!r}")
+    return value
+
+
+if __name__ == "__main__":
+    print(markdown())

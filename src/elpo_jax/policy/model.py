@@ -1,0 +1,209 @@
+"""The policy: a Flax decoder of the Qwen3 shape as pure functions of its parameters.
+
+Pre-norm blocks with RMSNorm, rotary positions, grouped-query attention with normalised queries and
+keys, and a SwiGLU MLP (Qwen3 technical report, https://arxiv.org/abs/2505.09388). Layers share one
+scanned `Block`, so parameters under 'layers' have a leading axis L.
+
+A block comes in two halves, `qkv` and `finish`: what happens between them is the caller's. The
+learner attends over the rows it was given (`__call__`), the sampler over its KV cache.
+
+Axes: B batch, T time, L layers, H query heads, K kv heads, G = H / K, D model, C head size, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from elpo_jax.config import PolicyConfig
+
+
+def _as_last_axis(vector: jax.Array, rank: int) -> jax.Array:
+    return vector.reshape((1,) * (rank - 1) + vector.shape)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    eps: float
+    param_dtype: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (normed * _as_last_axis(scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """A matrix product without bias, written as an einsum.
+
+    Attributes:
+      equation: 'inputs,kernel->outputs'; kernel axes that the outputs lack are contracted.
+      axes: the kernel's logical axes with their sizes.
+      dtype: of the product.
+      param_dtype: of the kernel.
+    """
+
+    equation: str
+    axes: tuple[tuple[str, int], ...]
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, outputs = self.equation.split("->")
+        letters = inputs.split(",")[1]
+        contracted = tuple(i for i, letter in enumerate(letters) if letter not in outputs)
+        kept = tuple(i for i, letter in enumerate(letters) if letter in outputs)
+        init = nn.initializers.lecun_normal(in_axis=contracted, out_axis=kept)
+        names, sizes = zip(*self.axes, strict=True)
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, names), sizes, self.param_dtype
+        )
+        return jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding in the half-split layout (https://arxiv.org/abs/2104.09864).
+
+    Args:
+      x: [..., T, heads, C].
+      positions: int32 [..., T].
+      theta: base of the frequencies.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * _as_last_axis(
+        frequencies, positions.ndim + 1
+    )
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of each token over itself and its past.
+
+    Args:
+      q: [B, T, H, C].
+      k, v: [B, T, K, C].
+
+    Returns:
+      [B, T, H, C] in q's dtype; softmax in float32.
+    """
+    batch, length, heads, size = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
+    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    visible = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+    scores = jnp.where(visible, scores * size**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskc->btkgc", weights, v).reshape(q.shape)
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    config: PolicyConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.attention_norm = self._norm("embed")
+        self.query = self._linear(
+            "btd,dhc->bthc", embed=c.d_model, heads=c.num_heads, head_dim=c.head_dim
+        )
+        kv_axes = {"embed": c.d_model, "kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+        self.key = self._linear("btd,dkc->btkc", **kv_axes)
+        self.value = self._linear("btd,dkc->btkc", **kv_axes)
+        self.query_norm = self._norm("head_dim")
+        self.key_norm = self._norm("head_dim")
+        self.output = self._linear(
+            "bthc,hcd->btd", heads=c.num_heads, head_dim=c.head_dim, embed=c.d_model
+        )
+        self.mlp_norm = self._norm("embed")
+        self.gate = self._linear("btd,df->btf", embed=c.d_model, mlp=c.mlp_dim)
+        self.up = self._linear("btd,df->btf", embed=c.d_model, mlp=c.mlp_dim)
+        self.down = self._linear("btf,fd->btd", mlp=c.mlp_dim, embed=c.d_model)
+
+    def _norm(self, axis_name: str) -> RMSNorm:
+        return RMSNorm(self.config.norm_eps, self.config.param_dtype, axis_name)
+
+    def _linear(self, equation: str, **axes: int) -> Linear:
+        return Linear(equation, tuple(axes.items()), self.config.dtype, self.config.param_dtype)
+
+    def qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, T, D], positions int32 [B, T] -> q [B, T, H, C], k and v [B, T, K, C]."""
+        normed = self.attention_norm(x)
+        q = rotate(self.query_norm(self.query(normed)), positions, self.config.rope_theta)
+        k = rotate(self.key_norm(self.key(normed)), positions, self.config.rope_theta)
+        return q, k, self.value(normed)
+
+    def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Residual x [B, T, D] and attention's context [B, T, H, C] -> [B, T, D]."""
+        x = x + self.output(context)
+        normed = self.mlp_norm(x)
+        return x + self.down(nn.silu(self.gate(normed)) * self.up(normed))
+
+    def __call__(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
+        x = self.finish(x, causal_attention(*self.qkv(x, positions)))
+        return nn.with_logical_constraint(x, ("batch", "time", None)), None
+
+
+class Decoder(nn.Module):
+    """Tokens in, hidden states and logits out."""
+
+    config: PolicyConfig
+    vocab_size: int
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = nn.Embed(
+            self.vocab_size,
+            c.d_model,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            embedding_init=nn.with_logical_partitioning(
+                nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed")
+            ),
+        )
+        self.layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = RMSNorm(c.norm_eps, c.param_dtype, "embed")
+        if not c.tie_embeddings:
+            axes = (("embed", c.d_model), ("vocab", self.vocab_size))
+            self.head = Linear("...d,dv->...v", axes, c.dtype, c.param_dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return self.embedding(tokens)
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """Hidden states of whole rows: int32 [B, T] at positions 0..T-1 -> [B, T, D].
+
+        Attention is causal, so what follows a row's end (padding) doesn't reach its tokens.
+        """
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "time", None))
+        x, _ = self.layers(x, positions)
+        return x
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        normed = self.final_norm(hidden)
+        if self.config.tie_embeddings:
+            return self.embedding.attend(normed).astype(jnp.float32)
+        return self.head(normed).astype(jnp.float32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T] -> float32 logits [B, T, V] of the tokens that follow."""
+        return self.logits(self.hidden(tokens))

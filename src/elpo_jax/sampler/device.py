@@ -1,0 +1,292 @@
+"""The sampler's compiled programs: prefill, decode and fork over rows of a KV cache.
+
+All are pure functions of arrays with fixed shapes. What a row computes depends on that row alone:
+neither on what else is in the batch nor on which row it has, so samples are independent of the
+schedule. Rows are addressed by index; an index out of range is padding and writes nothing.
+
+The program counts on two conventions of the host side:
+- A row's *pending* token is the last one that is known but not in the cache yet. Decode feeds it,
+  draws the next one, and so on; prefill brings in all known tokens but the last.
+- A token's place in the shapes is fixed by its segment (prompt, or one tool result): prefill chunks
+  are aligned to the start of the segment.
+
+Axes: S rows of a cache (lanes or kept rows), P rows of a prefill, N tokens of a chunk or block, L, K, G, C, T
+as in `policy.model`, with T the cache's length.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from elpo_jax.config import PolicyConfig
+from elpo_jax.policy.model import Block, Decoder
+from elpo_jax.sampler.sampling import draw
+
+Params = Any
+
+
+class KVCache(NamedTuple):
+    """Keys and values, one array a layer so that each is updated in place.
+
+    The time axis comes last for keys: on CPU scores are then a multiply-reduce over contiguous memory.
+    """
+
+    keys: tuple[jax.Array, ...]  # L x [S, K, C, T]
+    values: tuple[jax.Array, ...]  # L x [S, K, T, C]
+
+
+class Lanes(NamedTuple):
+    """The decode state of each lane."""
+
+    pending: jax.Array  # int32 [S], known but not cached
+    position: jax.Array  # int32 [S], of the pending token; also the number of cached tokens
+    left: jax.Array  # int32 [S], tokens the lane may still draw; 0 for an idle lane
+    identity: jax.Array  # int32 [S, 2], (task draw, rollout ordinal): with seed and step, the key
+    temperature: jax.Array  # float32 [S]
+    top_p: jax.Array  # float32 [S]
+    top_k: jax.Array  # int32 [S]
+
+
+class Drawn(NamedTuple):
+    """Tokens of one decode call; lane s drew the first count[s] of its row."""
+
+    tokens: jax.Array  # int32 [S, N]
+    log_probs: jax.Array  # float32 [S, N]
+    entropies: jax.Array  # float32 [S, N]
+    count: jax.Array  # int32 [S]
+    stopped: jax.Array  # bool [S], the last token ends the turn
+    steps: jax.Array  # int32 [], forward passes made
+
+
+def init_cache(config: PolicyConfig, rows: int, length: int) -> KVCache:
+    """An empty cache of `rows` rows with room for `length` tokens each."""
+    heads, size, dtype = config.num_kv_heads, config.head_dim, config.dtype
+    layers = range(config.num_layers)
+    return KVCache(
+        tuple(jnp.zeros((rows, heads, size, length), dtype) for _ in layers),
+        tuple(jnp.zeros((rows, heads, length, size), dtype) for _ in layers),
+    )
+
+
+def _layer(params: Params, index: int) -> Params:
+    return {"params": jax.tree.map(lambda leaf: leaf[index], params["layers"])}
+
+
+def _softmax_where(scores: jax.Array, visible: jax.Array) -> jax.Array:
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def prefill(
+    model: Decoder,
+    params: Params,
+    cache: KVCache,
+    tokens: jax.Array,
+    rows: jax.Array,
+    offsets: jax.Array,
+    lengths: jax.Array,
+) -> KVCache:
+    """Writes the keys and values of one chunk of tokens for each of P rows.
+
+    Args:
+      model: the policy.
+      params: its parameters.
+      cache: lanes' cache; every row's tokens before `offsets` are in it.
+      tokens: int32 [P, N].
+      rows: int32 [P], distinct; S or more for padding.
+      offsets: int32 [P], position of each row's first token.
+      lengths: int32 [P], tokens of the chunk that are real.
+    """
+    config = model.config
+    capacity = cache.keys[0].shape[-1]
+    step = jnp.arange(tokens.shape[1])[None, :]
+    positions = offsets[:, None] + step  # [P, N]
+    # Padding is sent out of range, where scatters drop it.
+    targets = jnp.where(step < lengths[:, None], positions, capacity)
+    visible = jnp.arange(capacity)[None, None, :] <= positions[:, :, None]  # [P, N, T]
+    x = model.apply({"params": params}, tokens, method="embed")
+    block = Block(config)
+    keys, values = list(cache.keys), list(cache.values)
+    for i in range(config.num_layers):
+        layer = _layer(params, i)
+        q, k, v = block.apply(layer, x, positions, method="qkv")
+        where = (rows[:, None], slice(None), slice(None), targets)
+        keys[i] = keys[i].at[where].set(k, mode="drop")
+        values[i] = values[i].at[rows[:, None], :, targets, :].set(v, mode="drop")
+        grouped = q.reshape(*q.shape[:2], config.num_kv_heads, -1, config.head_dim)
+        past_keys = keys[i].at[rows].get(mode="clip")  # [P, K, C, T]
+        past_values = values[i].at[rows].get(mode="clip")  # [P, K, T, C]
+        scores = jnp.einsum(
+            "pnkgc,pkct->pkgnt", grouped, past_keys, preferred_element_type=jnp.float32
+        )
+        weights = _softmax_where(scores * config.head_dim**-0.5, visible[:, None, None])
+        context = jnp.einsum("pkgnt,pktc->pnkgc", weights.astype(v.dtype), past_values)
+        x = block.apply(layer, x, context.reshape(q.shape), method="finish")
+    return KVCache(tuple(keys), tuple(values))
+
+
+def _attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+    """One query a lane: q [S, K, G, C], cache rows, visible bool [S, T] -> [S, K, G, C].
+
+    Products and sums instead of dots: with so few queries a row, XLA's CPU dots are slower.
+    """
+    size = q.shape[-1]
+    scores = jnp.sum(
+        q[..., None].astype(jnp.float32) * keys[:, :, None].astype(jnp.float32), axis=3
+    )  # [S, K, G, T]
+    weights = _softmax_where(scores * size**-0.5, visible[:, None, None])
+    context = jnp.sum(weights[..., None] * values[:, :, None].astype(jnp.float32), axis=3)
+    return context.astype(q.dtype)
+
+
+def _forward_one(
+    model: Decoder,
+    params: Params,
+    layers: list[Params],
+    cache: KVCache,
+    pending: jax.Array,
+    positions: jax.Array,
+    writable: jax.Array,
+) -> tuple[KVCache, jax.Array]:
+    """Feeds one token a lane: int32 [S] at positions [S] -> cache, float32 logits [S, V]."""
+    config = model.config
+    lanes, capacity = pending.shape[0], cache.keys[0].shape[-1]
+    rows = jnp.arange(lanes)
+    targets = jnp.where(writable, positions, capacity)
+    visible = jnp.arange(capacity)[None, :] <= positions[:, None]
+    x = model.apply({"params": params}, pending[:, None], method="embed")  # [S, 1, D]
+    block = Block(config)
+    keys, values = list(cache.keys), list(cache.values)
+    for i, layer in enumerate(layers):
+        q, k, v = block.apply(layer, x, positions[:, None], method="qkv")
+        keys[i] = keys[i].at[rows, :, :, targets].set(k[:, 0], mode="drop")
+        values[i] = values[i].at[rows, :, targets, :].set(v[:, 0], mode="drop")
+        grouped = q.reshape(lanes, config.num_kv_heads, -1, config.head_dim)
+        context = _attend_one(grouped, keys[i], values[i], visible)
+        x = block.apply(layer, x, context.reshape(q.shape), method="finish")
+    logits = model.apply({"params": params}, x[:, 0], method="logits")
+    return KVCache(tuple(keys), tuple(values)), logits
+
+
+def decode(
+    model: Decoder,
+    block_size: int,
+    params: Params,
+    cache: KVCache,
+    lanes: Lanes,
+    step_key: jax.Array,
+    stop_token: jax.Array,
+    exit_below: jax.Array,
+) -> tuple[KVCache, Drawn]:
+    """Draws up to `block_size` tokens in every active lane.
+
+    Args:
+      model: the policy.
+      block_size: N, the most tokens a call (static).
+      params: its parameters.
+      cache: the lanes' cache, S rows.
+      lanes: their state; lanes with left = 0 are idle.
+      step_key: key of this run's seed and training step. A token's key folds in the task draw, the rollout
+        ordinal and the token's position, nothing else.
+      stop_token: int32 [], ends a turn. It is drawn but not fed: the caller prefills it together
+        with the tool's result.
+      exit_below: int32 [], leave early once fewer lanes than this are active (at least 1).
+    """
+    count = lanes.pending.shape[0]
+    layers = [_layer(params, i) for i in range(model.config.num_layers)]
+
+    def lane_key(identity: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(step_key, identity[0]), identity[1])
+
+    keys = jax.vmap(lane_key)(lanes.identity)
+    threshold = jnp.maximum(exit_below, 1)
+
+    def go_on(carry: tuple[Any, ...]) -> jax.Array:
+        step, _, _, left, _, _ = carry
+        return (step < block_size) & (jnp.sum(left > 0) >= threshold)
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, pending, position, left, cache, out = carry
+        active = left > 0
+        cache, logits = _forward_one(model, params, layers, cache, pending, position, active)
+        token_keys = jax.vmap(jax.random.fold_in)(keys, position + 1)
+        uniforms = jax.vmap(jax.random.uniform)(token_keys)
+        drawn = draw(logits, uniforms, lanes.temperature, lanes.top_p, lanes.top_k)
+        stop = drawn.token == stop_token
+        at = jnp.where(active, step, block_size)  # idle lanes write nothing
+        rows = jnp.arange(count)
+        out = Drawn(
+            out.tokens.at[rows, at].set(drawn.token, mode="drop"),
+            out.log_probs.at[rows, at].set(drawn.log_prob, mode="drop"),
+            out.entropies.at[rows, at].set(drawn.entropy, mode="drop"),
+            out.count + active,
+            out.stopped | (active & stop),
+            out.steps + 1,
+        )
+        left = jnp.where(stop, 0, left - active)
+        pending = jnp.where(active, drawn.token, pending)
+        return step + 1, pending, position + active, left, cache, out
+
+    empty = Drawn(
+        jnp.zeros((count, block_size), jnp.int32),
+        jnp.zeros((count, block_size), jnp.float32),
+        jnp.zeros((count, block_size), jnp.float32),
+        jnp.zeros(count, jnp.int32),
+        jnp.zeros(count, bool),
+        jnp.int32(0),
+    )
+    start = (jnp.int32(0), lanes.pending, lanes.position, lanes.left, cache, empty)
+    *_, cache, out = jax.lax.while_loop(go_on, body, start)
+    return cache, out
+
+
+def fork(target: KVCache, source: KVCache, to_rows: jax.Array, from_rows: jax.Array) -> KVCache:
+    """Copies whole rows: target[to_rows[i]] = source[from_rows[i]]; int32 [F] each, padding out of range."""
+
+    def copy(target: jax.Array, source: jax.Array) -> jax.Array:
+        return target.at[to_rows].set(source.at[from_rows].get(mode="clip"), mode="drop")
+
+    return jax.tree.map(copy, target, source)
+
+
+def read_row(cache: KVCache, row: jax.Array) -> KVCache:
+    """One row, for swapping it to the host."""
+    return jax.tree.map(lambda leaf: leaf[row], cache)
+
+
+def write_row(cache: KVCache, row: jax.Array, content: KVCache) -> KVCache:
+    """Puts a swapped row back, bit for bit."""
+    return jax.tree.map(lambda leaf, value: leaf.at[row].set(value), cache, content)
+
+
+class Programs(NamedTuple):
+    """The jitted programs of one policy and block size. The cache argument is donated."""
+
+    prefill: Any
+    decode: Any
+    fork: Any
+    read_row: Any
+    write_row: Any
+
+
+def compile_programs(model: Decoder, block_size: int, sharding: NamedSharding) -> Programs:
+    """Wraps the functions above in `jax.jit`; what they compile for is decided by the shapes they get.
+
+    Args:
+      model: the policy.
+      block_size: the most tokens a decode call.
+      sharding: of the caches. Stated for outputs too: a cache that came back with another, equivalent
+        one would compile its next program anew.
+    """
+    return Programs(
+        jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=sharding),
+        jax.jit(
+            partial(decode, model, block_size), donate_argnums=1, out_shardings=(sharding, None)
+        ),
+        jax.jit(fork, donate_argnums=0, out_shardings=sharding),
+        jax.jit(read_row),
+        jax.jit(write_row, donate_argnums=0, out_shardings=sharding),
+    )

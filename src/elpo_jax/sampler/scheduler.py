@@ -1,0 +1,442 @@
+"""The host scheduler: many growing trees at once on the sampler's lanes.
+
+A rollout moves through these places, and `_Session.loop` moves all of them on, round by round:
+
+    waiting ──> lane: prefill ──> decode ──> turn over ──> tool runs ──> prefill ──> ... ──> done
+       ▲  (fork of the prompt's or the parent's row)         │
+       └────── parked: its KV kept, the lane given away ─────┘
+
+Nothing that a rollout samples depends on the round it happens in (see `sampler.device`), and a
+controller gets its wave only when all of it is done (see `rollout.growth`). So neither batch mates
+nor tool delays can change a tree.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from elpo_jax.config import EpisodeConfig, SamplerConfig
+from elpo_jax.rollout.controller import Controller, Wave
+from elpo_jax.rollout.episode import Environment, Outcome, PendingCall, Progress, Turn
+from elpo_jax.rollout.growth import Growth, Request
+from elpo_jax.rollout.tree import ROOT, Step, Tree
+from elpo_jax.sampler.engine import Chunk, Decoding, Engine, KeptRow, split_segment
+from elpo_jax.tasks.base import Task
+from elpo_jax.tools.base import Observation, ToolFailure
+
+Params = Any
+ToolResult = tuple[Any, Observation]  # (tool states, observation)
+
+# How long a round waits for tools when rollouts could decode meanwhile: most tools answer within it.
+TOOL_GRACE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Arguments of every draw."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass
+class Summary:
+    """What a `run` did, besides its trees."""
+
+    saved_tokens: int = 0  # prefix tokens that forks spared a prefill
+    parked: int = 0  # rollouts moved off their lane while a tool ran
+    dropped_rollouts: int = 0
+    dropped_tasks: int = 0
+
+
+@dataclass(eq=False)
+class Job:
+    """A growing tree and the KV rows kept for it: the prompt's, and retained rollouts' by ordinal."""
+
+    growth: Growth
+    wave: Wave | None = None  # the one that `kept` was last cleared for
+    prompt_row: KeptRow | None = None
+    prompt_under_way: bool = False
+    kept: dict[int, KeptRow] = field(default_factory=dict)
+
+    def rows(self) -> list[KeptRow]:
+        return [*self.kept.values(), *([self.prompt_row] if self.prompt_row else [])]
+
+
+@dataclass(eq=False)
+class Run:
+    """A rollout on its way.
+
+    `cached` counts the tokens in its KV, `segment` holds the known tokens after those; the last of
+    them is the pending one, which decode feeds.
+    """
+
+    job: Job
+    request: Request
+    progress: Progress
+    cached: int
+    segment: np.ndarray
+    source: KeptRow | None = None  # what to fork from when it gets a lane
+    is_parked: bool = False  # `source` is this rollout's own row
+    lane: int | None = None
+    steps: list[Step] = field(default_factory=list)
+    left: int = 0  # tokens that the turn may still have
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    turn: Turn | None = None
+    call: PendingCall | None = None  # a tool is at work
+
+    @property
+    def is_first_turn(self) -> bool:
+        return self.request.parent == ROOT and not self.steps
+
+
+class Scheduler:
+    """Grows trees.
+
+    Args:
+      engine: device programs and caches.
+      environment: turns, tools and verdicts.
+      sampler: lanes and tool workers.
+      episode: retries and drops.
+      end_of_turn: the token that ends a turn.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        environment: Environment,
+        sampler: SamplerConfig,
+        episode: EpisodeConfig,
+        end_of_turn: int,
+    ):
+        self.engine = engine
+        self.environment = environment
+        self.sampler = sampler
+        self.episode = episode
+        self.end_of_turn = end_of_turn
+
+    def run(
+        self,
+        params: Params,
+        step_key: jax.Array,
+        tasks: Sequence[tuple[int, Task]],
+        strategy: Callable[[Tree], Controller],
+        settings: SamplingSettings,
+        on_round: Callable[[], None] = lambda: None,
+    ) -> tuple[list[Tree], Summary]:
+        """Grows one tree a task.
+
+        Args:
+          params: the policy's parameters.
+          step_key: key of the run's seed, purpose and step.
+          tasks: (draw, task) pairs; the draw is the task's part of every sampling key.
+          strategy: makes the controller of a tree.
+          settings: temperature and truncation.
+
+        Returns:
+          The grown trees in the order of `tasks`, less those whose tools broke too often, and a summary.
+
+        Raises:
+          FloatingPointError: the policy gave a NaN or an infinity.
+        """
+        with ThreadPoolExecutor(self.sampler.tool_workers, "tool") as workers:
+            session = _Session(self, workers, params, step_key, settings)
+            try:
+                for draw, task in tasks:
+                    tree = Tree(task, self.environment.prompt_ids(task))
+                    session.add(Growth(draw, tree, strategy(tree), self.episode.max_drops))
+                session.loop(on_round)
+            finally:
+                workers.shutdown(wait=False, cancel_futures=True)
+                session.release_everything()
+        grown = [job.growth for job in session.jobs if not job.growth.is_abandoned]
+        session.summary.dropped_rollouts = sum(job.growth.drops for job in session.jobs)
+        session.summary.dropped_tasks = len(session.jobs) - len(grown)
+        return [growth.tree for growth in grown], session.summary
+
+
+def _call_tool(call: PendingCall, retries: int) -> ToolResult:
+    """Runs a call on a worker; a tool that breaks is tried again before the failure is passed on."""
+    for _ in range(retries):
+        try:
+            return call.run()
+        except ToolFailure:
+            continue
+    return call.run()
+
+
+class _Session:
+    """The state of one `Scheduler.run`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        workers: ThreadPoolExecutor,
+        params: Params,
+        step_key: jax.Array,
+        settings: SamplingSettings,
+    ):
+        self.scheduler = scheduler
+        self.engine = scheduler.engine
+        self.environment = scheduler.environment
+        self.workers = workers
+        self.params = params
+        self.step_key = step_key
+        self.settings = settings
+        self.jobs: list[Job] = []
+        self.waiting: deque[Run] = deque()
+        self.on_lane: dict[int, Run] = {}
+        self.free_lanes = list(range(scheduler.sampler.lanes))[::-1]
+        self.tools: dict[Future[ToolResult], Run] = {}
+        self.summary = Summary()
+
+    def add(self, growth: Growth) -> None:
+        job = Job(growth)
+        self.jobs.append(job)
+        self._follow(job, growth.start())
+
+    def loop(self, on_round: Callable[[], None]) -> None:
+        while any(not job.growth.is_over for job in self.jobs):
+            on_round()
+            self._admit()
+            self._prefill()
+            self._decode()
+            self._collect_tools()
+
+    def release_everything(self) -> None:
+        """Gives back all kept rows, also after an interruption."""
+        for job in self.jobs:
+            self._release(job)
+        for run in [*self.waiting, *self.tools.values()]:
+            if run.is_parked and run.source is not None:
+                self.engine.release(run.source)
+                run.source = None
+
+    # Requests.
+
+    def _follow(self, job: Job, requests: list[Request]) -> None:
+        """Queues a job's next requests and releases the rows that it no longer needs."""
+        if job.growth.is_over:
+            self._release(job)
+            return
+        if requests and job.wave is not job.growth.wave:
+            job.wave = job.growth.wave
+            for ordinal in [o for o in job.kept if o not in job.wave.keep]:
+                self.engine.release(job.kept.pop(ordinal))
+        self.waiting.extend(self._start(job, request) for request in requests)
+
+    def _start(self, job: Job, request: Request) -> Run:
+        tree = job.growth.tree
+        if request.parent == ROOT:
+            return Run(job, request, self.environment.begin(len(tree.prompt)), 0, tree.prompt)
+        node = tree.nodes[request.parent]
+        if node.ordinal not in job.kept:
+            raise ValueError(
+                f"controller: expected to branch from a rollout that it retained and keeps "
+                f"({sorted(job.kept)}), got node {node.id} of rollout {node.ordinal}"
+            )
+        progress = self.environment.resume(tree, node.id)
+        pending = node.step.tokens[-1:]
+        return Run(job, request, progress, progress.length - 1, pending, job.kept[node.ordinal])
+
+    def _release(self, job: Job) -> None:
+        for row in job.rows():
+            self.engine.release(row)
+        job.kept.clear()
+        job.prompt_row = None
+
+    # Lanes.
+
+    def _admit(self) -> None:
+        """Gives lanes to waiting rollouts: free ones, then those of rollouts that wait for a tool."""
+        held_back: list[Run] = []
+        forked: list[Run] = []
+        idle = [run for run in self.on_lane.values() if run.call is not None]
+        while self.waiting and (self.free_lanes or idle):
+            run = self.waiting.popleft()
+            if not self._can_start(run):
+                held_back.append(run)
+                continue
+            if not self.free_lanes:
+                self._park(idle.pop(0))
+            run.lane = self.free_lanes.pop()
+            self.on_lane[run.lane] = run
+            if run.source is None:
+                run.job.prompt_under_way = True
+            else:
+                forked.append(run)
+        self.waiting.extendleft(reversed(held_back))
+        self._fork(forked)
+        for run in self.on_lane.values():
+            if run.call is None and not run.left:
+                run.left = self.environment.turn_budget(run.progress)
+
+    def _can_start(self, run: Run) -> bool:
+        """Of a task's fresh rollouts one brings the prompt, the others wait for its row."""
+        job = run.job
+        if run.source is None and job.prompt_row is not None:
+            prompt = job.growth.tree.prompt
+            run.source, run.cached, run.segment = job.prompt_row, len(prompt) - 1, prompt[-1:]
+        return run.source is not None or not job.prompt_under_way
+
+    def _fork(self, runs: list[Run]) -> None:
+        pairs = [(run.source, run.lane) for run in runs]
+        rows = [row for row, _ in pairs if row is not None]
+        self.engine.fork(rows, [lane for _, lane in pairs if lane is not None])
+        for run, row in zip(runs, rows, strict=True):
+            if run.is_parked:
+                self.engine.release(row)
+            else:
+                self.summary.saved_tokens += run.cached
+            run.source, run.is_parked = None, False
+
+    def _park(self, run: Run) -> None:
+        assert run.lane is not None
+        (run.source,) = self.engine.keep([run.lane])
+        run.is_parked = True
+        self._leave_lane(run)
+        self.summary.parked += 1
+
+    def _leave_lane(self, run: Run) -> None:
+        if run.lane is not None:
+            del self.on_lane[run.lane]
+            self.free_lanes.append(run.lane)
+            run.lane = None
+
+    # Device work.
+
+    def _prefill(self) -> None:
+        """Brings all segments into the lanes' caches, but for their pending tokens."""
+        todo = [run for run in self.on_lane.values() if run.call is None and len(run.segment) > 1]
+        chunks = [self._cut(run) for run in todo]
+        # A lane's chunks attend to each other: one a lane and call, first to last.
+        for depth in range(max(map(len, chunks), default=0)):
+            self.engine.prefill(self.params, [cut[depth] for cut in chunks if depth < len(cut)])
+        for run in todo:
+            run.cached += len(run.segment) - 1
+            run.segment = run.segment[-1:]
+        fresh = [run for run in todo if run.is_first_turn]
+        rows = self.engine.keep([run.lane for run in fresh if run.lane is not None])
+        for run, row in zip(fresh, rows, strict=True):
+            run.job.prompt_row = row
+
+    def _cut(self, run: Run) -> list[Chunk]:
+        assert run.lane is not None
+        chunks, start = [], 0
+        for size in split_segment(len(run.segment) - 1, self.scheduler.sampler.prefill_chunks):
+            tokens = run.segment[start : start + size]
+            chunks.append(Chunk(run.lane, run.cached + start, tokens))
+            start += size
+        return chunks
+
+    def _decode(self) -> None:
+        active = {lane: run for lane, run in self.on_lane.items() if run.call is None}
+        if not active:
+            return
+        work = [
+            Decoding(
+                lane=lane,
+                pending=int(run.segment[-1]),
+                position=run.cached,
+                left=run.left,
+                identity=(run.job.growth.draw, run.request.ordinal),
+                temperature=self.settings.temperature,
+                top_p=self.settings.top_p,
+                top_k=self.settings.top_k,
+            )
+            for lane, run in active.items()
+        ]
+        # Back to the host once half of the turns are over: their tools can run, others take their lanes.
+        exit_below = max(1, len(active) // 2)
+        drawn = self.engine.decode(
+            self.params, work, self.step_key, self.scheduler.end_of_turn, exit_below
+        )
+        for lane, run in active.items():
+            count = int(drawn.count[lane])
+            if not count:
+                continue
+            run.tokens.extend(drawn.tokens[lane, :count].tolist())
+            run.log_probs.extend(drawn.log_probs[lane, :count].tolist())
+            run.entropies.extend(drawn.entropies[lane, :count].tolist())
+            run.cached += count
+            run.left -= count
+            run.segment = np.array(run.tokens[-1:], np.int32)
+            if drawn.stopped[lane] or not run.left:
+                self._end_turn(run, bool(drawn.stopped[lane]))
+
+    # Turns.
+
+    def _end_turn(self, run: Run, stopped: bool) -> None:
+        run.turn = Turn(
+            np.array(run.tokens, np.int32),
+            np.array(run.log_probs, np.float32),
+            np.array(run.entropies, np.float32),
+            stopped,
+        )
+        run.tokens, run.log_probs, run.entropies, run.left = [], [], [], 0
+        result = self.environment.finish_turn(run.progress, run.turn)
+        if isinstance(result, Outcome):
+            self._apply(run, result)
+            return
+        run.call = result
+        retries = self.scheduler.episode.tool_retries
+        self.tools[self.workers.submit(_call_tool, result, retries)] = run
+
+    def _collect_tools(self) -> None:
+        if not self.tools:
+            return
+        can_decode = any(run.call is None for run in self.on_lane.values())
+        grace = TOOL_GRACE_SECONDS if can_decode else None
+        done = wait(self.tools, timeout=grace, return_when=FIRST_COMPLETED).done
+        for future in [f for f in self.tools if f in done or f.done()]:
+            self._take_result(self.tools.pop(future), future)
+
+    def _take_result(self, run: Run, future: Future[ToolResult]) -> None:
+        call, run.call = run.call, None
+        assert call is not None and run.turn is not None
+        try:
+            states, observation = future.result()
+        except ToolFailure:
+            self._leave_lane(run)
+            if run.is_parked and run.source is not None:
+                self.engine.release(run.source)
+            self._follow(run.job, run.job.growth.drop(run.request))
+            return
+        outcome = self.environment.observe(run.progress, run.turn, call, states, observation)
+        self._apply(run, outcome)
+        if run.is_parked:
+            self.waiting.append(run)
+
+    def _apply(self, run: Run, outcome: Outcome) -> None:
+        run.steps.append(outcome.step)
+        run.progress = outcome.progress
+        if outcome.end is not None:
+            self._finish(run, outcome.end)
+            return
+        answered = outcome.step.tokens[~outcome.step.is_policy]
+        run.segment = np.concatenate([run.segment, answered]).astype(np.int32)
+
+    def _finish(self, run: Run, end: str) -> None:
+        growth, request = run.job.growth, run.request
+        rollout = self.environment.conclude(
+            growth.tree.task, request.ordinal, request.parent, tuple(run.steps), end
+        )
+        if growth.wave.retain(rollout):
+            row = run.source if run.is_parked else None
+            if row is None:
+                assert run.lane is not None
+                (row,) = self.engine.keep([run.lane])
+            run.job.kept[request.ordinal] = row
+        elif run.is_parked and run.source is not None:
+            self.engine.release(run.source)
+        run.source, run.is_parked = None, False
+        self._leave_lane(run)
+        self._follow(run.job, growth.finish(rollout))

@@ -1,0 +1,64 @@
+"""What a suite of tasks offers: questions, tools, demonstrations and a verifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elpo_jax.tools.base import Tool
+
+Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant' | 'tool', 'content': text}
+
+TRAIN = "train"
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question.
+
+    Attributes:
+      id: unique within its suite, e.g. 'train/17'.
+      kind: the question type, for breakdowns.
+      question: the user turn.
+      answer: what the verifier needs (JSON-serialisable).
+      calls: tool calls that the suite's solver makes.
+    """
+
+    id: str
+    kind: str
+    question: str
+    answer: Mapping[str, Any]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's word on a final answer; the reward is shaped from it elsewhere."""
+
+    success: bool
+    extracted: str | None
+
+
+class Suite(Protocol):
+    """A family of tasks. `task` is a pure function, so data order needs no state but an index."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def system_prompt(self) -> str: ...
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+
+    def task(self, split: str, index: int) -> Task:
+        """The `index`-th task of TRAIN or HELD_OUT; any index >= 0 is valid."""
+        ...
+
+    def demonstration(self, task: Task) -> list[Message]:
+        """The solver's turns after the question: assistant (with its call), tool, ..., assistant."""
+        ...
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        """Judges the text of the final assistant turn."""
+        ...

@@ -1,0 +1,155 @@
+"""One training step: rollout, credit, update. Also evaluation, and what is kept of the trees.
+
+A step's rollouts, credit and updates depend on the parameters, the seed and the step's number alone.
+So a run that goes on from a checkpoint does what it would have done without the interruption.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from elpo_jax.algorithms import ALGORITHMS, loss_settings
+from elpo_jax.components import ROLLOUT, Components
+from elpo_jax.credit.hierarchical import tree_advantages
+from elpo_jax.errors import UsageError
+from elpo_jax.evaluation import evaluate, evaluation_metrics, held_out_tasks
+from elpo_jax.interrupt import Interrupts
+from elpo_jax.learner.batch import trajectory_rows
+from elpo_jax.learner.learner import Learner
+from elpo_jax.learner.optimizer import make_optimizer
+from elpo_jax.learner.update import TrainState
+from elpo_jax.rollout.nodes import elc_nodes
+from elpo_jax.rollout.statistics import summarize
+from elpo_jax.rollout.tree import Tree
+from elpo_jax.rollout.tree_json import to_json
+from elpo_jax.sampler.scheduler import SamplingSettings
+from elpo_jax.tasks.base import TRAIN, Task
+from elpo_jax.workdir import WorkDir, write_atomic
+
+Metrics = dict[str, float]
+
+
+class Trainer:
+    """Everything a step needs, compiled once."""
+
+    def __init__(self, components: Components):
+        config = components.config
+        self.components = components
+        self.config = config
+        self.algorithm = ALGORITHMS[config.algorithm]
+        self.scheduler = components.make_scheduler()
+        self.held_out = held_out_tasks(components)
+        mini_batches = -(-config.train.batch_prompts // config.train.mini_batch_prompts)
+        self.learner = Learner(
+            components.model,
+            make_optimizer(config.optimizer, config.train.steps * mini_batches * config.train.epochs),
+            config.train,
+            loss_settings(self.algorithm, config.loss),
+            temperature=config.sampler.temperature,
+            response_limit=config.episode.max_length,
+            param_shardings=components.param_shardings,
+            batch_sharding=components.batch_sharding,
+        )
+
+    def warm_up(self, state: TrainState) -> TrainState:
+        """Compiles every program of the loop. Returns the state, unchanged."""
+        self.scheduler.engine.warm_up(state.params)
+        return self.learner.warm_up(state)
+
+    @property
+    def compiles(self) -> int:
+        """Programs compiled so far."""
+        return self.scheduler.engine.compiles + sum(self.learner.compiled_programs().values())
+
+    def tasks(self, position: int) -> list[tuple[int, Task]]:
+        """(draw, task) of the batch that begins at a position of the training split."""
+        draws = range(position, position + self.config.train.batch_prompts)
+        return [(draw, self.components.suite.task(TRAIN, draw)) for draw in draws]
+
+    def step(
+        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+    ) -> tuple[TrainState, list[Tree], Metrics]:
+        """One rollout batch and the updates on it.
+
+        Args:
+          state: donated.
+          step: from 1.
+          position: of the batch in the training split.
+          interrupts: checked while rolling out, before anything has changed.
+
+        Raises:
+          NonFiniteUpdateError: a loss or gradient wasn't finite; the parameters are untouched.
+        """
+        started = time.monotonic()
+        trees, metrics = self._roll_out(state, step, position, interrupts)
+        rolled_out = time.monotonic()
+        advantages = self.algorithm.credit(trees, self.config.credit)
+        rows = trajectory_rows(trees, advantages, [elc_nodes(tree) for tree in trees])
+        state, update_metrics = self.learner.update(state, rows)
+        seconds = rolled_out - started
+        metrics |= update_metrics | {
+            "sampler/tokens_per_s": metrics["sampler/decode_tokens"] / seconds,
+            "sampler/compiles": self.compiles,
+            "time/rollout": seconds,
+            "time/update": time.monotonic() - rolled_out,
+        }
+        return state, trees, metrics
+
+    def _roll_out(
+        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+    ) -> tuple[list[Tree], Metrics]:
+        sampler, counters = self.config.sampler, self.scheduler.engine.counters
+        before = replace(counters)
+        trees, summary = self.scheduler.run(
+            state.params,
+            self.components.key(ROLLOUT, step),
+            self.tasks(position),
+            partial(self.algorithm.strategy, config=self.config.rollout),
+            SamplingSettings(sampler.temperature, sampler.top_p, sampler.top_k),
+            interrupts.check,
+        )
+        if not trees:
+            raise UsageError(
+                [f"step {step}: the tools broke in every task of the batch, {summary.dropped_rollouts} "
+                 "rollouts were dropped; nothing to learn from"]
+            )
+        done = {name: value - getattr(before, name) for name, value in vars(counters).items()}
+        return trees, summarize(trees) | {
+            "sampler/prefill_tokens": done["prefill_tokens"],
+            "sampler/decode_tokens": done["decode_tokens"],
+            "sampler/saved_tokens": summary.saved_tokens,
+            "sampler/forks": done["forks"],
+            "sampler/swaps": done["swaps_out"] + done["swaps_in"],
+            "sampler/lane_use": done["decode_tokens"] / (done["decode_steps"] * sampler.lanes),
+            "episode/drops": summary.dropped_rollouts,
+            "episode/dropped_tasks": summary.dropped_tasks,
+        }
+
+    def evaluate(self, state: TrainState) -> Metrics:
+        """Held-out metrics."""
+        started = time.monotonic()
+        trees = evaluate(self.components, self.scheduler, state.params, self.held_out)
+        return evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
+
+    def counts_by_kind(self, row: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+        """(successes, trials) by kind of task, from a row of metrics with an evaluation."""
+        samples = self.config.eval.samples
+        trials = Counter(task.kind for task in self.held_out)
+        return {
+            kind: (round(row[f"eval/success/{kind}"] * count * samples), count * samples)
+            for kind, count in sorted(trials.items())
+        }
+
+    def save_trees(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:
+        """Writes the first `train.save_trees` trees of a step."""
+        decode = self.components.chat.tokenizer.decode
+        documents = []
+        for tree in trees[: self.config.train.save_trees]:
+            credit = tree_advantages(tree, self.config.credit)._asdict()
+            documents.append(to_json(tree, credit, decode=decode))
+        folder.trees.mkdir(exist_ok=True)
+        text = json.dumps(documents, allow_nan=False)
+        write_atomic(folder.trees / f"step_{step:06d}.json", text)

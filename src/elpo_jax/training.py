@@ -1,0 +1,165 @@
+"""The training loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
+
+import json
+from collections.abc import Mapping
+
+from elpo_jax.checkpoint import Checkpoints
+from elpo_jax.cold_start import cold_start
+from elpo_jax.components import Components
+from elpo_jax.config import differences, from_dict, to_dict
+from elpo_jax.errors import UsageError
+from elpo_jax.interrupt import Interrupted, Interrupts
+from elpo_jax.learner.update import TrainState
+from elpo_jax.metrics import MetricsWriter, read
+from elpo_jax.progress import Display, summary
+from elpo_jax.trainer import Metrics, Trainer
+from elpo_jax.workdir import WorkDir, write_json
+
+
+def train(components: Components, folder: WorkDir, display: Display, interrupts: Interrupts) -> None:
+    """Trains to the end, or from the newest checkpoint in `folder` to the end.
+
+    Raises:
+      UsageError: the folder holds another run.
+      Interrupted: after the state was saved.
+    """
+    with folder.locked():
+        _claim(components, folder)
+        with Checkpoints(folder.checkpoints, components.config.checkpoint.keep) as checkpoints:
+            _Run(Trainer(components), folder, display, interrupts, checkpoints).go()
+
+
+def _claim(components: Components, folder: WorkDir) -> None:
+    """Writes config.json, or compares it with the one that is there."""
+    if not folder.config.exists():
+        write_json(folder.config, to_dict(components.config))
+        return
+    there = from_dict(json.loads(folder.config.read_text(encoding="utf-8")))
+    changed = differences(components.config, there)
+    if changed:
+        lines = [
+            f"{folder.config}: {key}: the run there has {theirs!r}, got {ours!r}; give the old value to "
+            "go on with it, or another --workdir for a new run"
+            for key, (ours, theirs) in changed.items()
+        ]
+        raise UsageError(lines)
+
+
+class _Run:
+    """One process's share of a run.
+
+    The order of writing makes every kill harmless: a step's trees and its row of metrics, then the
+    checkpoint. What lies beyond the newest checkpoint is cut when the run is taken up again.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: WorkDir,
+        display: Display,
+        interrupts: Interrupts,
+        checkpoints: Checkpoints,
+    ):
+        self.trainer = trainer
+        self.config = trainer.config
+        self.folder = folder
+        self.display = display
+        self.interrupts = interrupts
+        self.checkpoints = checkpoints
+        self.saved: int | None = checkpoints.latest_step()
+
+    def go(self) -> None:
+        """From where the folder stands to the last step."""
+        begun = self.saved
+        self._cut_trees(begun)
+        with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
+            if begun is None:
+                state, cold_start_metrics = self._begin()
+                state = self._warm_up(state)
+                metrics.write(0, cold_start_metrics | self._evaluate(state, 0))
+                self._save(state, 0)
+                self._steps(state, 0, metrics)
+            elif begun < self.config.train.steps:
+                self.display.note(f"{self.folder.path}: going on after step {begun}")
+                self._steps(self._warm_up(self._restore()), begun, metrics)
+        self._show_summary()
+
+    def _begin(self) -> tuple[TrainState, Metrics]:
+        """The state that RL begins with, and the metrics of the cold start's last update."""
+        steps = self.config.sft.steps
+
+        def on_step(done: int, metrics: Mapping[str, float]) -> None:
+            self.interrupts.check()
+            self.display.step(done, metrics)
+
+        self.display.start("cold start", steps, print_every=max(1, steps // 10))
+        params, metrics = cold_start(self.trainer.components, on_step)
+        self.display.stop()
+        return self.trainer.learner.init(params), metrics
+
+    def _restore(self) -> TrainState:
+        fresh = self.trainer.learner.init(self.trainer.components.init_params())
+        return self.checkpoints.restore({"state": fresh}).parts["state"]
+
+    def _warm_up(self, state: TrainState) -> TrainState:
+        self.display.note("compiling the sampler and the learner")
+        return self.trainer.warm_up(state)
+
+    def _steps(self, state: TrainState, done: int, metrics: MetricsWriter) -> None:
+        """Steps `done + 1` to the last one.
+
+        Raises:
+          Interrupted: with the state of the last whole step saved.
+        """
+        config = self.config
+        self.display.start("training", config.train.steps, done)
+        try:
+            for step in range(done + 1, config.train.steps + 1):
+                self.interrupts.check()
+                position = (step - 1) * config.train.batch_prompts
+                state, trees, values = self.trainer.step(state, step, position, self.interrupts)
+                if step == config.train.steps or is_due(step, config.eval.every):
+                    values |= self._evaluate(state, step)
+                self.trainer.save_trees(self.folder, step, trees)
+                metrics.write(step, values)
+                done = step
+                if step == config.train.steps or is_due(step, config.checkpoint.every):
+                    self._save(state, step)
+                self.display.step(step, values)
+        except Interrupted:
+            self._save(state, done)
+            self.display.stop()
+            self.display.note(f"{self.folder.path}: saved step {done}; the same command goes on")
+            raise
+        self.display.stop()
+
+    def _evaluate(self, state: TrainState, step: int) -> Metrics:
+        values = self.trainer.evaluate(state)
+        tasks = round(values["eval/tasks"])
+        self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
+        return values
+
+    def _save(self, state: TrainState, step: int) -> None:
+        if self.saved is None or step > self.saved:
+            position = step * self.config.train.batch_prompts
+            metadata = {"seed": self.config.seed, "data_position": position}
+            self.checkpoints.save(step, {"state": state}, metadata)
+            self.saved = step
+
+    def _cut_trees(self, last_step: int | None) -> None:
+        """Removes what was written after the checkpoint that the run goes on from."""
+        for file in self.folder.trees.glob("step_*.json"):
+            if last_step is None or int(file.stem.removeprefix("step_")) > last_step:
+                file.unlink()
+
+    def _show_summary(self) -> None:
+        rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
+        before, after = (self.trainer.counts_by_kind(row) for row in (rows[0], rows[-1]))
+        steps = rows[-1]["step"]
+        self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
+        self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps happens at this one; never for 0."""
+    return every > 0 and step % every == 0

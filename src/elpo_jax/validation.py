@@ -1,0 +1,186 @@
+"""What the values of a config must satisfy: ranges of single keys, and relations between keys."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elpo_jax.config import Config, OptimizerConfig, field_types, get
+from elpo_jax.errors import UsageError, unknown_name
+from elpo_jax.learner.base import AGGREGATIONS
+from elpo_jax.rollout.bel import GAPS
+from elpo_jax.rollout.searches import SEARCHES
+from elpo_jax.tasks.rewards import REWARDS
+
+
+class Range(NamedTuple):
+    """A condition on one value, and its words after 'expected'."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+POSITIVE = Range(lambda x: x > 0, "more than 0")
+NOT_NEGATIVE = Range(lambda x: x >= 0, "0 or more")
+AT_LEAST_ONE = Range(lambda x: x >= 1, "1 or more")
+FRACTION = Range(lambda x: 0 <= x <= 1, "a number from 0 to 1")
+PROBABILITY = Range(lambda x: 0 < x <= 1, "a number above 0 and up to 1")
+DECAY = Range(lambda x: 0 <= x < 1, "a number from 0 and below 1")
+EVEN = Range(lambda x: x >= 2 and x % 2 == 0, "an even number, 2 or more")
+SEED = Range(lambda x: 0 <= x < 2**32, "an integer from 0 to 2**32 - 1")
+ASCENDING = Range(
+    lambda x: len(x) > 0 and x[0] >= 1 and all(a < b for a, b in pairwise(x)),
+    "lengths of 1 or more in ascending order",
+)
+FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
+
+_OPTIMIZER = {
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "clip_norm": POSITIVE,
+    "b1": DECAY,
+    "b2": DECAY,
+    "eps": POSITIVE,
+}
+
+RANGES = {
+    "seed": SEED,
+    "policy.d_model": AT_LEAST_ONE,
+    "policy.num_layers": AT_LEAST_ONE,
+    "policy.num_heads": AT_LEAST_ONE,
+    "policy.num_kv_heads": AT_LEAST_ONE,
+    "policy.head_dim": EVEN,  # rotary embeddings turn pairs
+    "policy.mlp_dim": AT_LEAST_ONE,
+    "policy.rope_theta": POSITIVE,
+    "policy.norm_eps": POSITIVE,
+    "policy.tokenizer": FILE,
+    "mesh.data": AT_LEAST_ONE,
+    "mesh.fsdp": AT_LEAST_ONE,
+    "mesh.tensor": AT_LEAST_ONE,
+    "sampler.lanes": AT_LEAST_ONE,
+    "sampler.rows": AT_LEAST_ONE,
+    "sampler.decode_block": AT_LEAST_ONE,
+    "sampler.prefill_rows": AT_LEAST_ONE,
+    "sampler.prefill_chunks": ASCENDING,
+    "sampler.fork_rows": AT_LEAST_ONE,
+    "sampler.temperature": POSITIVE,
+    "sampler.top_p": PROBABILITY,
+    "sampler.top_k": NOT_NEGATIVE,
+    "sampler.tool_workers": AT_LEAST_ONE,
+    "episode.max_turns": AT_LEAST_ONE,
+    "episode.max_calls": NOT_NEGATIVE,
+    "episode.max_length": AT_LEAST_ONE,
+    "episode.max_turn_tokens": AT_LEAST_ONE,
+    "episode.max_observation_chars": AT_LEAST_ONE,
+    "episode.tool_retries": NOT_NEGATIVE,
+    "episode.max_drops": AT_LEAST_ONE,
+    "rollout.budget": AT_LEAST_ONE,
+    "rollout.max_failed": AT_LEAST_ONE,
+    "rollout.min_suffixes": AT_LEAST_ONE,
+    "rollout.max_suffixes": AT_LEAST_ONE,
+    "rollout.beta": NOT_NEGATIVE,
+    "credit.lambda_tree": FRACTION,
+    "credit.eps": POSITIVE,
+    "loss.eps_low": FRACTION,
+    "loss.eps_high": NOT_NEGATIVE,
+    "loss.eps_elc": FRACTION,
+    **{f"optimizer.{name}": check for name, check in _OPTIMIZER.items()},
+    "sft.steps": NOT_NEGATIVE,
+    "sft.batch": AT_LEAST_ONE,
+    **{f"sft.optimizer.{name}": check for name, check in _OPTIMIZER.items()},
+    "train.steps": NOT_NEGATIVE,
+    "train.batch_prompts": AT_LEAST_ONE,
+    "train.mini_batch_prompts": AT_LEAST_ONE,
+    "train.epochs": AT_LEAST_ONE,
+    "train.micro_batch_rows": AT_LEAST_ONE,
+    "train.length_buckets": ASCENDING,
+    "train.logprob_chunk": AT_LEAST_ONE,
+    "train.save_trees": NOT_NEGATIVE,
+    "eval.tasks": AT_LEAST_ONE,
+    "eval.samples": AT_LEAST_ONE,
+    "eval.every": NOT_NEGATIVE,
+    "eval.temperature": NOT_NEGATIVE,
+    "eval.top_p": PROBABILITY,
+    "eval.top_k": NOT_NEGATIVE,
+    "checkpoint.every": AT_LEAST_ONE,
+    "checkpoint.keep": AT_LEAST_ONE,
+}
+
+NAMES: Mapping[str, Collection[str]] = {
+    "suite.length": ("short", "long"),
+    "suite.reward": REWARDS,
+    "policy.dtype": ("float32", "bfloat16"),
+    "policy.param_dtype": ("float32", "bfloat16"),
+    "rollout.search": SEARCHES,
+    "rollout.gap": GAPS,
+    "loss.aggregation": AGGREGATIONS,
+    "optimizer.schedule": ("constant", "cosine", "linear"),
+    "sft.optimizer.schedule": ("constant", "cosine", "linear"),
+}
+
+
+def validate(config: Config, known: Mapping[str, Collection[str]] | None = None) -> None:
+    """Checks every value.
+
+    Args:
+      config: of the right types, as `config.from_dict` makes it.
+      known: further names by key, of tables that this module doesn't import: 'algorithm', ....
+
+    Raises:
+      UsageError: with one line for each problem.
+    """
+    problems = [
+        f"{key}: expected {check.expected}, got {get(config, key)!r}"
+        for key, check in RANGES.items()
+        if get(config, key) is not None and not check.holds(get(config, key))
+    ]
+    for key, names in {**NAMES, **(known or {})}.items():
+        value = get(config, key)
+        if value is not None and value not in names:
+            problems.append(unknown_name(key, value, names))
+    # Relations between values that are wrong by themselves would only repeat the complaint.
+    wrong = {problem.partition(":")[0] for problem in problems}
+    problems += [line for about, line in _broken_relations(config) if wrong.isdisjoint(about)]
+    if problems:
+        order = {key: i for i, key in enumerate(field_types())}
+        raise UsageError(sorted(problems, key=lambda line: order[line.partition(":")[0]]))
+
+
+def _broken_relations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(keys concerned, line that opens with the first of them) of each relation that fails."""
+    for first, second, holds, expected in _RELATIONS:
+        a, b = get(config, first), get(config, second)
+        if a is not None and b is not None and not holds(a, b):
+            yield (first, second), f"{first}: expected {expected} {second}={b!r}, got {a!r}"
+    updates = (
+        config.train.steps
+        * config.train.epochs
+        * (config.train.batch_prompts // max(1, config.train.mini_batch_prompts))
+    )
+    yield from _short_schedule("optimizer", config.optimizer, updates, "train.steps")
+    yield from _short_schedule("sft.optimizer", config.sft.optimizer, config.sft.steps, "sft.steps")
+
+
+def _short_schedule(
+    prefix: str, optimizer: OptimizerConfig, updates: int, about: str
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    if optimizer.schedule != "constant" and 0 < updates <= optimizer.warmup_steps:
+        key = f"{prefix}.warmup_steps"
+        line = f"{key}: expected fewer than the {updates} updates, got {optimizer.warmup_steps}"
+        yield (key, about), line
+
+
+_RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
+    ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),
+    ("episode.max_turn_tokens", "episode.max_length", lambda a, b: a <= b, "at most"),
+    ("rollout.min_suffixes", "rollout.max_suffixes", lambda a, b: a <= b, "at most"),
+    ("loss.eps_elc", "loss.eps_low", lambda a, b: a + b <= 1, "at most 1 together with"),
+    ("train.batch_prompts", "train.mini_batch_prompts", lambda a, b: a % b == 0, "a multiple of"),
+    (
+        "train.length_buckets",
+        "episode.max_length",
+        lambda a, b: a[-1] >= b,
+        "a last length of at least",
+    ),
+)

@@ -1,0 +1,89 @@
+"""A run's folder: what lies where, who may write there, and files that are never half written."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elpo_jax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """The layout of a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def trees(self) -> Path:
+        return self.path / "trees"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out of it until the block, or process, ends.
+
+        Raises:
+          UsageError: the folder can't be made or written, or another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            words = f"expected a folder to write, got: {error.strerror}"
+            raise UsageError([f"{self.path}: {words}"]) from None
+        try:
+            try:
+                # A POSIX lock, unlike flock, isn't inherited by children that outlive the process.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                owner = os.read(file, 32).decode() or "?"
+                raise UsageError([f"{self.path}: in use by process {owner}"]) from None
+            os.ftruncate(file, 0)
+            os.write(file, str(os.getpid()).encode())
+            yield
+        finally:
+            os.close(file)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file so that a kill at any moment leaves the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as `write_atomic` does; refuses NaN and infinities."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

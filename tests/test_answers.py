@@ -1,0 +1,154 @@
+"""Reading final answers: ordinary ones, and ones made to break the reader."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import PROPERTY
+
+from elpo_jax.tasks.answers import boxed, is_unit, letter, plain, quantity
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (r"\boxed{159.69 g/mol}", "159.69 g/mol"),
+        (r"first \boxed{1}, then \boxed{2}.", "2"),
+        (r"\boxed{\text{B}}", r"\text{B}"),
+        (r"\boxed{1.5\times10^{22}}", r"1.5\times10^{22}"),
+        (r"\boxed{ Fe }", "Fe"),
+        (r"\boxed{}", ""),
+        ("159.69", None),
+        ("", None),
+        (r"\boxed{1", None),
+        (r"\boxed{1} and then \boxed{2", None),
+        (r"\boxed{" + "1" * 201 + "}", None),
+        (r"\boxed 5", None),
+    ],
+)
+def test_the_last_box_counts(response, expected):
+    assert boxed(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "unit"),
+    [
+        ("159.69", 159.69, ""),
+        ("159.69 g/mol", 159.69, "g/mol"),
+        (r"159.69\ \text{g/mol}", 159.69, "g/mol"),
+        (r"159.69\,\mathrm{g\,mol^{-1}}", 159.69, "gmol^-1"),
+        ("$69.94\\%$", 69.94, "\\%"),
+        ("-5 K", -5.0, "K"),
+        ("\u22125", -5.0, ""),
+        (".5", 0.5, ""),
+        ("5.", 5.0, ""),
+        ("1,234.5", 1234.5, ""),
+        ("1,234,567 g", 1234567.0, "g"),
+        ("1.5e22", 1.5e22, ""),
+        ("1.5E+22 atoms", 1.5e22, "atoms"),
+        ("1.5x10^22", 1.5e22, ""),
+        ("1.5*10^22", 1.5e22, ""),
+        (r"1.5 \times 10^{22} \text{ atoms}", 1.5e22, "atoms"),
+        (r"1.5 \cdot 10^{-5}", 1.5e-5, ""),
+        ("1.5\u00d710^22", 1.5e22, ""),
+        (r"\approx 3 mol", 3.0, "mol"),
+        ("1 or 2", 1.0, "or2"),
+    ],
+)
+def test_quantities(answer, value, unit):
+    found = quantity(answer)
+    assert found is not None
+    assert found.value == pytest.approx(value, rel=1e-12)
+    assert found.unit == unit
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "g/mol",
+        "nan",
+        "inf",
+        "-inf",
+        "NaN g",
+        "1e9999",
+        "9" * 200 + "e300",
+        "1,23",
+        "12,34,567",
+        "1,5",
+        "1.2.3",
+        "--5",
+        "\u0661\u0662\u0663",
+        "\uff11\uff12",
+        "x = 5",
+        "about 5",
+    ],
+)
+def test_what_is_no_quantity(answer):
+    assert quantity(answer) is None
+
+
+def test_units():
+    assert is_unit("", "g/mol")
+    assert is_unit("g/mol", "g/mol")
+    assert is_unit("gmol^-1", "g/mol")
+    assert is_unit("\\%", "%")
+    assert not is_unit("kg/mol", "g/mol")
+    assert not is_unit("g", "mol")
+    assert not is_unit("mol", "g")
+    assert not is_unit("or2", "g")
+    assert not is_unit("g", "")
+    with pytest.raises(ValueError, match="got 'furlong'"):
+        is_unit("g", "furlong")
+
+
+@pytest.mark.parametrize("answer", ["B", "(B)", "B.", r"\text{B}", "$B$", r"\textbf{(B)}", " B "])
+def test_letters(answer):
+    assert letter(answer) == "B"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "Be", "B or C", "A, B", "AB", "b", "\u0412", "(B", "159.7", "B C", "option B"]
+)
+def test_what_is_no_letter(answer):
+    assert letter(answer) is None
+
+
+def test_plain_keeps_the_answer_itself():
+    assert plain(r"$\mathrm{Fe_{2}O_{3}}$") == "Fe_2O_3"
+    assert plain(r"\text{ CuSO4 }") == "CuSO4"
+    assert plain(r"\textual{x}") == r"\textualx"  # another command is left standing
+
+
+@PROPERTY
+@given(st.text(max_size=250))
+def test_any_inside_is_read_without_an_exception(inside):
+    quantity(inside)
+    letter(inside)
+    plain(inside)
+    boxed(inside)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "9" * 1_000_000,
+        r"\boxed{" + "9" * 1_000_000 + "}",
+        r"\boxed{" * 150_000,
+        "{" * 1_000_000 + r"\boxed{" + "{" * 1_000_000,
+        "\\" * 1_000_000,
+    ],
+)
+def test_a_megabyte_is_read_quickly(response):
+    start = time.process_time()
+    assert boxed(response) is None
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize("inside", ["1," * 100, "1" * 200, "1,111" * 40, "\\,$ " * 50, "1." * 100])
+def test_a_full_box_is_read_quickly(inside):
+    start = time.process_time()
+    quantity(inside)
+    letter(inside)
+    assert time.process_time() - start < 0.2

@@ -1,0 +1,126 @@
+"""Chunked log-probabilities against the plain computation, and what they keep in memory."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elpo_jax.learner.logprobs import token_log_probs, token_log_probs_and_entropies
+
+B, T, D, V = 3, 13, 5, 11
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (B, T, D))
+    head = 2.0 * jax.random.normal(keys[1], (D, V))
+    tokens = jax.random.randint(keys[2], (B, T), 0, V)
+    return hidden, head, tokens
+
+
+def _plain(hidden, head, tokens, temperature):
+    """The whole [B, T, V], token by token in float64."""
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64) / temperature
+    log_probs, entropies = np.zeros((B, T)), np.zeros((B, T))
+    for b in range(B):
+        for t in range(1, T):
+            row = logits[b, t - 1]
+            probs = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+            log_probs[b, t] = math.log(probs[tokens[b, t]])
+            entropies[b, t] = -(probs * np.log(probs)).sum()
+    return log_probs, entropies
+
+
+def test_uniform_logits_by_hand():
+    hidden, tokens = jnp.zeros((1, 3, 2)), jnp.array([[4, 0, 3]])
+    log_probs, entropies = token_log_probs_and_entropies(
+        lambda h: jnp.zeros((*h.shape[:-1], 8)), hidden, tokens, 1.0, 2
+    )
+    np.testing.assert_allclose(log_probs, [[0, -math.log(8), -math.log(8)]], rtol=1e-6)
+    np.testing.assert_allclose(entropies, [[0, math.log(8), math.log(8)]], rtol=1e-6)
+
+
+def test_shift_and_temperature_by_hand():
+    # Position 0 prefers word 1 by 2 nats, so at temperature 2 by 1 nat.
+    logits = jnp.array([[[0.0, 2.0], [0.0, 0.0]]])
+    log_probs = token_log_probs(lambda h: h, logits, jnp.array([[0, 1]]), 2.0, 8)
+    np.testing.assert_allclose(log_probs, [[0.0, -math.log1p(math.exp(-1.0))]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (4, 0.7), (13, 0.7), (64, 2.0)])
+def test_chunks_agree_with_the_whole(inputs, chunk, temperature):
+    hidden, head, tokens = inputs
+    expected = _plain(hidden, head, tokens, temperature)
+    both = token_log_probs_and_entropies(lambda h: h @ head, hidden, tokens, temperature, chunk)
+    np.testing.assert_allclose(both, expected, atol=1e-5)
+    assert np.all(both[1] > -1e-6)  # where nearly all probability is on one word
+    alone = token_log_probs(lambda h: h @ head, hidden, tokens, temperature, chunk)
+    np.testing.assert_allclose(alone, expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 13])
+def test_gradients_agree_with_the_whole(inputs, chunk):
+    hidden, head, tokens = inputs
+    weights = jnp.linspace(-1.0, 2.0, B * T).reshape(B, T)
+
+    def chunked(hidden, head):
+        return (weights * token_log_probs(lambda h: h @ head, hidden, tokens, 0.7, chunk)).sum()
+
+    def whole(hidden, head):
+        everything = jax.nn.log_softmax(hidden[:, :-1] @ head / 0.7)
+        picked = jnp.take_along_axis(everything, tokens[:, 1:, None], axis=-1)[..., 0]
+        return (weights[:, 1:] * picked).sum()
+
+    for ours, theirs in zip(
+        jax.jit(jax.grad(chunked, argnums=(0, 1)))(hidden, head),
+        jax.grad(whole, argnums=(0, 1))(hidden, head),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_entropies_have_a_gradient(inputs):
+    hidden, head, tokens = inputs
+
+    def total(scale):
+        _, entropies = token_log_probs_and_entropies(
+            lambda h: scale * (h @ head), hidden, tokens, 1.0, 4
+        )
+        return entropies.sum()
+
+    step = 1e-2
+    numeric = (total(1.0 + step) - total(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(total)(1.0), numeric, rtol=1e-2)
+
+
+def _largest_float_buffer(compiled_text):
+    """Elements of the largest float array that the compiled program names."""
+    shapes = re.findall(r"\b(?:f32|f64|bf16|f16)\[([\d,]+)\]", compiled_text)
+    return max(math.prod(int(size) for size in shape.split(",")) for shape in shapes)
+
+
+def test_all_logits_never_exist_at_once():
+    batch, length, vocabulary, chunk = 2, 64, 512, 8
+    hidden, head = jnp.ones((batch, length, 4)), jnp.ones((4, vocabulary))
+    tokens = jnp.zeros((batch, length), jnp.int32)
+
+    def loss(hidden, head, chunk):
+        log_probs = token_log_probs(lambda h: h @ head, hidden, tokens, 1.0, chunk)
+        return (log_probs * log_probs).sum()
+
+    def largest(chunk):
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+        return _largest_float_buffer(gradient.lower(hidden, head, chunk).compile().as_text())
+
+    assert largest(chunk) == batch * chunk * vocabulary
+    assert largest(length) == batch * length * vocabulary  # so the measurement sees what it must
+
+
+def test_bad_chunk_is_refused(inputs):
+    hidden, head, tokens = inputs
+    with pytest.raises(ValueError, match="chunk: expected at least one time step, got 0"):
+        token_log_probs(lambda h: h @ head, hidden, tokens, 1.0, 0)

@@ -1,0 +1,191 @@
+"""Tool calls as a policy may write them: well formed, broken, hostile."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import PROPERTY
+
+from elpo_jax.rollout.tool_calls import CallParser
+from elpo_jax.rollout.tree import ToolCall
+from elpo_jax.tools.base import Observation
+
+
+class FakeTool:
+    def __init__(self, name, parameters):
+        self.name = name
+        self.schema = {"name": name, "description": "", "parameters": parameters}
+
+    def initial_state(self):
+        return None
+
+    def call(self, state, arguments):
+        return state, Observation("done")
+
+
+PYTHON = FakeTool(
+    "python",
+    {
+        "type": "object",
+        "properties": {"code": {"type": "string"}, "seconds": {"type": "integer", "minimum": 1}},
+        "required": ["code"],
+        "additionalProperties": False,
+    },
+)
+ANYTHING = FakeTool("anything", {"type": "object"})
+PARSER = CallParser([PYTHON, ANYTHING])
+
+
+def turn(call, before="", after=""):
+    return f"{before}<tool_call>\n{call}\n</tool_call>{after}"
+
+
+def wrap(arguments, name="python"):
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "The answer is 4.", "</tool_call>", "<tool_call", "< tool_call>"]
+)
+def test_a_turn_without_a_call_is_an_answer(text):
+    assert PARSER.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        turn(wrap({"code": "1"})),
+        turn(wrap({"code": "1"}), before="First I compute.\n", after="\n \n"),
+        f"<tool_call>{wrap({'code': '1'})}</tool_call>",
+        '<tool_call> {"arguments" : {"code":"1"},\n "name":"python"}\t</tool_call>',
+    ],
+)
+def test_calls_are_found(text):
+    assert PARSER.parse(text) == ToolCall("python", {"code": "1"})
+
+
+def test_a_string_may_hold_the_closing_tag():
+    code = 'print("</tool_call>")\n<tool_call>{}'
+    assert PARSER.parse(turn(wrap({"code": code}))) == ToolCall("python", {"code": code})
+
+
+def test_code_may_hold_raw_newlines_and_tabs():
+    text = turn('{"name": "python", "arguments": {"code": "if 1:\n\tprint(2)"}}')
+    assert PARSER.parse(text) == ToolCall("python", {"code": "if 1:\n\tprint(2)"})
+
+
+@PROPERTY
+@given(
+    st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+            ),
+            max_leaves=8,
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_arguments_are_read_as_written(arguments, ensure_ascii):
+    text = json.dumps({"name": "anything", "arguments": arguments}, ensure_ascii=ensure_ascii)
+    assert PARSER.parse(turn(text)) == ToolCall("anything", arguments)
+
+
+GOOD = wrap({"code": "1"})
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<tool_call>", "Expecting value (char 0)"),
+        (turn("{'name': 'python'}"), "Expecting property name enclosed in double quotes (char 1)"),
+        (turn("python(1)"), "Expecting value (char 0)"),
+        (turn('{"name": "python", "arguments": {"code": "1}'), "Unterminated string starting at"),
+        (f"<tool_call>\n{GOOD}", "expected </tool_call> after the JSON object"),
+        (f"<tool_call>\n{GOOD},</tool_call>", "expected </tool_call> after the JSON object"),
+        (f"<tool_call>\n{GOOD}}}</tool_call>", "expected </tool_call> after the JSON object"),
+        (turn(GOOD, after=" It is 4."), "expected the turn to end after </tool_call>"),
+        (turn(GOOD, after="\n" + turn(GOOD)), "expected the turn to end after </tool_call>"),
+        (turn(turn(GOOD)), "Expecting value (char 0)"),
+        (turn(f"[{GOOD}]"), 'expected an object with "name" and "arguments"'),
+        (turn('"python"'), 'expected an object with "name" and "arguments"'),
+        (turn('{"name": "python"}'), 'expected an object with "name" and "arguments"'),
+        (turn('{"name": "python", "arguments": {}, "id": 1}'), 'expected an object with "name"'),
+        (turn('{"name": 1, "arguments": {}}'), 'expected "name" a string'),
+        (turn('{"name": ["python"], "arguments": {}}'), 'expected "name" a string'),
+        (turn('{"name": "python", "arguments": "{}"}'), '"arguments" an object'),
+        (turn('{"name": "python", "arguments": null}'), '"arguments" an object'),
+        (turn('{"name": "anything", "arguments": {"x": NaN}}'), "expected JSON numbers, got NaN"),
+        (turn('{"name": "anything", "arguments": {"x": -Infinity}}'), "got -Infinity"),
+        (turn('{"name": "anything", "arguments": {"x": 1e999}}'), "Out of range float values"),
+        (turn('{"name": "anything", "arguments": {"x": "\\ud800"}}'), "lone surrogate"),
+        (turn('{"name": "\\udfff", "arguments": {}}'), "lone surrogate"),
+        (turn(f'{{"name": "anything", "arguments": {{"x": {"9" * 5000}}}}}'), "4300 digits"),
+        (turn(f'{{"name": "anything", "arguments": {{"x": {NESTED}}}}}'), "nested too deeply"),
+    ],
+)
+def test_malformed_calls(text, message):
+    error = PARSER.parse(text)
+    assert isinstance(error, Observation)
+    assert error.error == "malformed_call"
+    assert error.text.startswith("error: malformed call: ")
+    assert message in error.text
+
+
+@pytest.mark.parametrize("name", ["pyhton", "", "Python", "python ", "__class__"])
+def test_unknown_tools(name):
+    assert PARSER.parse(turn(wrap({}, name))) == Observation(
+        f"error: unknown tool: {name.strip()}", "unknown_tool"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "$: 'code' is a required property"),
+        ({"code": 3}, "$.code: 3 is not of type 'string'"),
+        ({"code": "1", "seconds": "9"}, "$.seconds: '9' is not of type 'integer'"),
+        ({"code": "1", "seconds": 0}, "$.seconds: 0 is less than the minimum of 1"),
+        ({"code": "1", "x": 1}, "$: Additional properties are not allowed ('x' was unexpected)"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_schema(arguments, message):
+    assert PARSER.parse(turn(wrap(arguments))) == Observation(
+        f"error: bad arguments: {message}", "bad_arguments"
+    )
+
+
+def test_error_messages_are_one_short_line():
+    for call in (wrap({"code": ["x\n" * 50_000]}), wrap({}, "no\n\nsuch\u2028tool " * 5000)):
+        error = PARSER.parse(turn(call))
+        assert len(error.text.splitlines()) == 1
+        assert len(error.text) < 200
+        assert error.text.endswith("...")
+
+
+@PROPERTY
+@given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", GOOD, "{", "}", '"', "\n", "x"])))
+def test_every_turn_is_an_answer_a_call_or_an_error(parts):
+    text = "".join(parts)
+    parsed = PARSER.parse(text)
+    assert (parsed is None) == ("<tool_call>" not in text)
+    if isinstance(parsed, ToolCall):
+        assert text.partition("<tool_call>")[2].strip() == f"{GOOD}</tool_call>" or "\n" in text
+
+
+def test_tools_are_checked_at_construction():
+    with pytest.raises(ValueError, match="distinct names"):
+        CallParser([PYTHON, PYTHON])
+    with pytest.raises(ValueError, match="tool 'bad': expected a JSON schema"):
+        CallParser([FakeTool("bad", {"type": "objekt"})])
+    with pytest.raises(ValueError, match="tool 'none': expected a JSON schema"):
+        CallParser([FakeTool("none", None)])
