@@ -6,6 +6,7 @@ two spaces a level; a folder's name ends in `/`, and a line may name several lev
 """
 
 import ast
+import configparser
 import fnmatch
 import sys
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_everything_imported_is_required():
     used = set().union(*(imports(module)[1] for module in FILES)) - set(sys.stdlib_module_names)
     for name in used:
         assert f"    {package_of.get(name, name)}>=" in text or f"= {name}>=" in text, name
+
+
+def test_data_files_are_packaged():
+    """An editable installation wouldn't miss them."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    patterns = settings["options.package_data"]["elpo_jax"].split(", ")
+    packaged = {path for pattern in patterns for path in SOURCE.glob(pattern)}
+    data = {
+        path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert packaged == data
 
 
 def tree_lines():

@@ -71,7 +71,7 @@ def amount_problem(rng: np.random.Generator, kind: str, length: str, split: str)
         f=formula.text, e=given.element, n=given.amount
     )
     value, unit = _value(given), _UNITS[kind]
-    subject = f"formula:{formula.key}"
+    subject = formula.key
     if rng.random() >= _OPTION_SHARE:
         answer = {"type": "number", "value": value, "unit": unit, "rtol": TOLERANCE}
         return Problem(kind, subject, text, answer, lambda: _solve(given))

@@ -31,7 +31,7 @@ def empirical_problem(rng: np.random.Generator, length: str, split: str) -> Prob
     text = f"{', '.join(listed[:-1])} and {listed[-1]}"
     question = _PHRASES[rng.integers(len(_PHRASES))].format(p=text)
     answer = {"type": "formula", "formula": _written(formula)}
-    subject = f"formula:{formula.key}"
+    subject = formula.key
     return Problem(KIND, subject, question, answer, lambda: _solve(formula, shares))
 
 

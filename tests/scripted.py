@@ -1,0 +1,110 @@
+"""An environment without text, for tests of the scheduler: what happens is a function of tokens."""
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from elpo_jax.rollout.episode import Outcome, PendingCall, Progress
+from elpo_jax.rollout.tree import Rollout, Step
+from elpo_jax.tasks.base import Task
+from elpo_jax.tools.base import Observation, ToolFailure
+
+END_OF_TURN = 0
+MAX_LENGTH = 96
+MAX_TURN = 10
+
+
+def task(number: int) -> Task:
+    return Task(f"train/{number}", "scripted", f"question {number}", {}, 2)
+
+
+def mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence([int(n) & 0xFFFFFFFF for n in numbers]).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class ScriptedCall:
+    """Answers after a delay with tokens that depend on the call alone, or breaks."""
+
+    seed: int
+    delay: float
+    breaks: bool
+
+    def run(self):
+        time.sleep(self.delay)
+        if self.breaks:
+            raise ToolFailure("broken on purpose")
+        return {"calls": self.seed}, Observation(str(self.seed))
+
+
+class ScriptedEnvironment:
+    """Calls a tool after most turns; three quarters of the answers are failures.
+
+    Args:
+      delays: seconds a tool may take, drawn anew at every call, so no two runs have the same timing.
+      breaks: of (task's draw is unknown here) the turn's hash, which calls break.
+    """
+
+    def __init__(self, delays=(0.0,), breaks=lambda seed: False):
+        self._timing = np.random.default_rng()
+        self._delays = delays
+        self._breaks = breaks
+
+    def prompt_ids(self, task):
+        number = int(task.id.split("/")[1])
+        rng = np.random.default_rng(number)
+        return rng.integers(1, 32, 5 + mix(number) % 30).astype(np.int32)
+
+    def begin(self, prompt_length):
+        return Progress(0, prompt_length, {})
+
+    def resume(self, tree, node):
+        path = tree.path(node)
+        length = len(tree.prompt) + sum(len(tree.nodes[i].step.tokens) for i in path)
+        return Progress(len(path), length, tree.nodes[node].step.states)
+
+    def turn_budget(self, progress):
+        return min(MAX_TURN, MAX_LENGTH - progress.length)
+
+    def finish_turn(self, progress, turn):
+        seed = mix(*turn.tokens, progress.length)
+        if not turn.stopped and progress.length + len(turn.tokens) >= MAX_LENGTH:
+            return self._final(progress, turn, "length")
+        if seed % 4 == 0 or progress.turns >= 3:
+            return self._final(progress, turn, "answer")
+        return ScriptedCall(seed, float(self._timing.choice(self._delays)), self._breaks(seed))
+
+    def observe(self, progress, turn, pending, states, observation):
+        seed = int(observation.text)
+        answer = np.random.default_rng(seed).integers(1, 32, 1 + seed % 22).astype(np.int32)
+        length = progress.length + len(turn.tokens) + len(answer)
+        if length >= MAX_LENGTH:
+            return self._final(progress, turn, "observation")
+        step = self._step(turn, answer, observation, states)
+        return Outcome(step, Progress(progress.turns + 1, length, states), None)
+
+    def conclude(self, task, ordinal, parent, steps, end):
+        success = end == "answer" and mix(*steps[-1].tokens) % 4 == 0
+        return Rollout(ordinal, parent, tuple(steps), end, success, 1.0 if success else -1.0, None)
+
+    def _final(self, progress, turn, end):
+        step = self._step(turn, np.zeros(0, np.int32), None, progress.states)
+        return Outcome(replace(step, is_call=end != "answer"), progress, end)
+
+    def _step(self, turn, answer, observation, states):
+        zeros = np.zeros(len(answer), np.float32)
+        return Step(
+            tokens=np.concatenate([turn.tokens, answer]),
+            is_policy=np.arange(len(turn.tokens) + len(answer)) < len(turn.tokens),
+            log_probs=np.concatenate([turn.log_probs, zeros]),
+            entropies=np.concatenate([turn.entropies, zeros]),
+            is_call=observation is not None,
+            call=None,
+            observation=observation,
+            states=states,
+            is_open=observation is not None,
+        )
+
+
+assert PendingCall  # the protocol that ScriptedCall stands in for
