@@ -1,6 +1,6 @@
 """ELPO on the science suite, for a laptop's CPU.
 
-    python -m elpo_jax.train --config experiments/sci.py --workdir runs/sci
+python -m elpo_jax.train --config experiments/sci.py --workdir runs/sci
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
 """An environment without text, for tests of the scheduler: what happens is a function of tokens."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elpo_jax.rollout.episode import Outcome, PendingCall, Progress
+from elpo_jax.rollout.episode import Outcome, Progress
 from elpo_jax.rollout.tree import Rollout, Step
 from elpo_jax.tasks.base import Task
 from elpo_jax.tools.base import Observation, ToolFailure
@@ -25,15 +26,15 @@ def mix(*numbers: int) -> int:
 
 @dataclass(frozen=True)
 class ScriptedCall:
-    """Answers after a delay with tokens that depend on the call alone, or breaks."""
+    """Stands in for a `PendingCall`: answers after a delay with what depends on the call alone."""
 
     seed: int
     delay: float
-    breaks: bool
+    breaks: Callable[[int], bool]
 
     def run(self):
         time.sleep(self.delay)
-        if self.breaks:
+        if self.breaks(self.seed):
             raise ToolFailure("broken on purpose")
         return {"calls": self.seed}, Observation(str(self.seed))
 
@@ -42,8 +43,9 @@ class ScriptedEnvironment:
     """Calls a tool after most turns; three quarters of the answers are failures.
 
     Args:
-      delays: seconds a tool may take, drawn anew at every call, so no two runs have the same timing.
-      breaks: of (task's draw is unknown here) the turn's hash, which calls break.
+      delays: seconds a tool may take, drawn anew at every call, so no two runs have the same
+      timing.
+      breaks: says by its turn's hash, at each try, whether a call breaks.
     """
 
     def __init__(self, delays=(0.0,), breaks=lambda seed: False):
@@ -73,7 +75,7 @@ class ScriptedEnvironment:
             return self._final(progress, turn, "length")
         if seed % 4 == 0 or progress.turns >= 3:
             return self._final(progress, turn, "answer")
-        return ScriptedCall(seed, float(self._timing.choice(self._delays)), self._breaks(seed))
+        return ScriptedCall(seed, float(self._timing.choice(self._delays)), self._breaks)
 
     def observe(self, progress, turn, pending, states, observation):
         seed = int(observation.text)
@@ -105,6 +107,3 @@ class ScriptedEnvironment:
             states=states,
             is_open=observation is not None,
         )
-
-
-assert PendingCall  # the protocol that ScriptedCall stands in for

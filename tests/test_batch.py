@@ -215,6 +215,10 @@ def test_bad_input_is_refused():
         trajectory_rows([tree], [np.zeros(3)], [])
     with pytest.raises(ValueError, match=r"tree 0 \(train/0\): expected a leaf, got none"):
         trajectory_rows([empty_tree()], [np.zeros(0)], [np.zeros(0, bool)])
+    without_prompt = _single()
+    without_prompt.prompt = np.zeros(0, np.int32)
+    with pytest.raises(ValueError, match="expected a prompt, got no token"):
+        trajectory_rows([without_prompt], [np.zeros(1)], [np.zeros(1, bool)])
     with pytest.raises(ValueError, match="each of its 3 nodes, got 2 and 3"):
         trajectory_rows([tree], [np.zeros(2)], [flags])
     with pytest.raises(ValueError, match=r"node 1: expected one number or 3, got shape \(2,\)"):

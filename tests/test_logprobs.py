@@ -15,11 +15,10 @@ B, T, D, V = 3, 13, 5, 11
 
 @pytest.fixture(scope="module")
 def inputs():
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (B, T, D))
-    head = 2.0 * jax.random.normal(keys[1], (D, V))
-    tokens = jax.random.randint(keys[2], (B, T), 0, V)
-    return hidden, head, tokens
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(B, T, D)).astype(np.float32)
+    head = (2.0 * rng.normal(size=(D, V))).astype(np.float32)
+    return hidden, head, rng.integers(0, V, (B, T)).astype(np.int32)
 
 
 def _plain(hidden, head, tokens, temperature):
@@ -55,17 +54,18 @@ def test_shift_and_temperature_by_hand():
 def test_chunks_agree_with_the_whole(inputs, chunk, temperature):
     hidden, head, tokens = inputs
     expected = _plain(hidden, head, tokens, temperature)
-    both = token_log_probs_and_entropies(lambda h: h @ head, hidden, tokens, temperature, chunk)
+    arguments = (lambda h: h @ head, hidden, tokens, temperature, chunk)
+    both = jax.jit(token_log_probs_and_entropies, static_argnums=(0, 4))(*arguments)
     np.testing.assert_allclose(both, expected, atol=1e-5)
-    assert np.all(both[1] > -1e-6)  # where nearly all probability is on one word
-    alone = token_log_probs(lambda h: h @ head, hidden, tokens, temperature, chunk)
+    assert np.all(np.asarray(both[1]) > -1e-6)  # where nearly all probability is on one word
+    alone = jax.jit(token_log_probs, static_argnums=(0, 4))(*arguments)
     np.testing.assert_allclose(alone, expected[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [4, 13])
 def test_gradients_agree_with_the_whole(inputs, chunk):
     hidden, head, tokens = inputs
-    weights = jnp.linspace(-1.0, 2.0, B * T).reshape(B, T)
+    weights = np.linspace(-1.0, 2.0, B * T, dtype=np.float32).reshape(B, T)
 
     def chunked(hidden, head):
         return (weights * token_log_probs(lambda h: h @ head, hidden, tokens, 0.7, chunk)).sum()
@@ -77,7 +77,7 @@ def test_gradients_agree_with_the_whole(inputs, chunk):
 
     for ours, theirs in zip(
         jax.jit(jax.grad(chunked, argnums=(0, 1)))(hidden, head),
-        jax.grad(whole, argnums=(0, 1))(hidden, head),
+        jax.jit(jax.grad(whole, argnums=(0, 1)))(hidden, head),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -86,6 +86,7 @@ def test_gradients_agree_with_the_whole(inputs, chunk):
 def test_entropies_have_a_gradient(inputs):
     hidden, head, tokens = inputs
 
+    @jax.jit
     def total(scale):
         _, entropies = token_log_probs_and_entropies(
             lambda h: scale * (h @ head), hidden, tokens, 1.0, 4
@@ -105,8 +106,8 @@ def _largest_float_buffer(compiled_text):
 
 def test_all_logits_never_exist_at_once():
     batch, length, vocabulary, chunk = 2, 64, 512, 8
-    hidden, head = jnp.ones((batch, length, 4)), jnp.ones((4, vocabulary))
-    tokens = jnp.zeros((batch, length), jnp.int32)
+    hidden = np.ones((batch, length, 4), np.float32)
+    head, tokens = np.ones((4, vocabulary), np.float32), np.zeros((batch, length), np.int32)
 
     def loss(hidden, head, chunk):
         log_probs = token_log_probs(lambda h: h @ head, hidden, tokens, 1.0, chunk)

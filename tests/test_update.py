@@ -13,21 +13,41 @@ import optax
 import pytest
 from flax import linen as nn
 
-from elpo_jax.config import OptimizerConfig, PolicyConfig, TrainConfig
+from elpo_jax.config import OptimizerConfig, TrainConfig
 from elpo_jax.learner.base import LossSettings
 from elpo_jax.learner.batch import Row, make_micro_batches, token_weights
 from elpo_jax.learner.learner import Learner
-from elpo_jax.learner.optimizer import make_optimizer, make_schedule
+from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.run import NonFiniteUpdateError, run_update
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
 from elpo_jax.learner.surrogate import ClipBounds
-from elpo_jax.policy.model import Decoder
 
 VOCAB = 13
-MODEL = Decoder(
-    PolicyConfig(d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12),
-    VOCAB,
-)
+
+
+class Averager(nn.Module):
+    """Stands in for the decoder and compiles much faster: causal means mix the time steps."""
+
+    def setup(self):
+        normal = nn.initializers.normal(0.4)
+        embed = nn.with_logical_partitioning(normal, ("vocab", "embed"))
+        head = nn.with_logical_partitioning(normal, ("embed", "vocab"))
+        self.embedding = nn.Embed(VOCAB, 8, embedding_init=embed)
+        self.head = nn.Dense(VOCAB, kernel_init=head, use_bias=False)
+
+    def hidden(self, tokens):
+        x = self.embedding(tokens)
+        counts = jnp.arange(1.0, tokens.shape[1] + 1)[None, :, None]
+        return x + jnp.tanh(jnp.cumsum(x, axis=1) / counts)
+
+    def logits(self, hidden):
+        return self.head(hidden)
+
+    def __call__(self, tokens):
+        return self.logits(self.hidden(tokens))
+
+
+MODEL = Averager()
 BOUNDS = ClipBounds(*(np.float32(x) for x in (0.2, 0.315, 0.115, 20.0)))
 ONE = np.float32(1.0)
 RATE = OptimizerConfig(learning_rate=1e-2)
@@ -40,12 +60,7 @@ LEARNER = Learner(MODEL, make_optimizer(RATE, 1), TRAIN, LossSettings())
 
 @pytest.fixture(scope="module")
 def params():
-    """Random numbers of the right shapes; compiling `init` would take seconds."""
-    rng = np.random.default_rng(3)
-    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), jnp.float32), nn.unbox(boxed)
-    )
+    return nn.unbox(MODEL.init(jax.random.key(3), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def _copy(tree):
@@ -82,7 +97,7 @@ def _micro_batches(params, rows, micro_rows=4):
     """Micro-batches whose old log-probabilities are off by enough for clips to act."""
     noise = np.random.default_rng(1).normal(size=(len(rows), 12)).astype(np.float32)
     log_probs, _ = LEARNER.log_probs(params, rows)
-    old = [p + 0.5 * off[: len(p)] for p, off in zip(log_probs, noise, strict=True)]
+    old = [p + 0.6 * off[: len(p)] for p, off in zip(log_probs, noise, strict=True)]
     weights = token_weights(rows, "seq-mean-token-mean")
     return make_micro_batches(rows, weights, old, (12,), micro_rows)
 
@@ -102,9 +117,9 @@ def _total(statistics, name):
 
 
 def test_accumulation_equals_one_big_batch(params):
-    rows = _rows()
+    rows = _rows((10, 4, 16))
     many, many_statistics = _accumulate(params, _micro_batches(params, rows))
-    (big,) = _micro_batches(params, rows, micro_rows=9)
+    (big,) = _micro_batches(params, rows, micro_rows=30)
     one, one_statistics = _accumulate(params, [big])
     assert many.loss == pytest.approx(float(one.loss), rel=1e-6)
     norm = float(optax.tree.norm(one.gradients))
@@ -195,37 +210,6 @@ def test_nan_raises_with_the_state_intact(params):
     ) as e:
         run_update(LEARNER.programs, state, batches, ONE, BOUNDS)
     _assert_same(e.value.state, before)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("constant", 0, [1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("constant", 4, [0.25, 0.5, 0.75, 1.0, 1.0]),
-        ("linear", 0, [1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("linear", 2, [0.5, 1.0, 1.0, 0.5, 0.0]),
-        ("cosine", 0, [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
-    ],
-)
-def test_schedules_by_hand(schedule, warmup, expected):
-    config = OptimizerConfig(learning_rate=3.0, schedule=schedule, warmup_steps=warmup)
-    rates = [float(make_schedule(config, 4)(count)) for count in range(5)]
-    np.testing.assert_allclose(rates, 3.0 * np.array(expected), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"schedule": "step"}, "schedule: expected constant, cosine or linear, got 'step'"),
-        ({"warmup_steps": -1}, "warmup_steps: expected >= 0, got -1"),
-        ({"schedule": "cosine", "warmup_steps": 4}, "expected fewer than the run's 4 updates"),
-        ({"clip_norm": 0.0}, "clip_norm: expected > 0, got 0.0"),
-        ({"clip_norm": math.nan}, "clip_norm: expected > 0, got nan"),
-    ],
-)
-def test_bad_optimizer_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        make_optimizer(OptimizerConfig(**fields), 4)
 
 
 def test_learner_on_a_batch(params):
@@ -393,7 +377,6 @@ np.savez({result!r}, *map(np.asarray, jax.tree.leaves(state.params)))
 """
 
 
-@pytest.mark.slow
 def test_learner_on_a_mesh_of_four_devices(params, tmp_path):
     """Sharded over data and fsdp it learns the same, keeps its layout and compiles no more."""
     expected, metrics = LEARNER.update(LEARNER.init(_copy(params)), _rows())

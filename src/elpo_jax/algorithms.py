@@ -1,4 +1,4 @@
-"""The table of algorithms. An algorithm is a row: how trees grow, who gets the credit, how ratios are clipped.
+"""The table of algorithms: how trees grow, who gets the credit, how ratios are clipped.
 
 All rows run at the same rollout budget on the same sampler and learner.
 """

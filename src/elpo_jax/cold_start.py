@@ -1,4 +1,4 @@
-"""The cold start: supervised fine-tuning on the suite's demonstrations, cached by what it depends on.
+"""The cold start: fine-tuning on the suite's demonstrations, cached by what it depends on.
 
 Deliberately short where RL is to have something to do: its length is `sft.steps`.
 """
@@ -36,24 +36,25 @@ _SOURCES = ("cold_start.py", "components.py", "learner", "policy", "tasks", "too
 def cache_folder(components: Components) -> Path:
     """Where this cold start's parameters are kept, by the hash of what they depend on.
 
-    That is the settings it reads, the source and data files behind it, the versions of the numerical
-    packages and the kind and number of devices.
+    That is the settings it reads, the source and data files behind it, the versions of the
+    numerical packages and the kind and number of devices.
     """
     config = to_dict(components.config)
     root = Path(__file__).parent
     files = sorted(file for name in _SOURCES for file in _files(root / name))
     tokenizer = components.config.policy.tokenizer
     files += [Path(tokenizer)] if tokenizer else []
-    train = ("micro_batch_rows", "length_buckets", "logprob_chunk")
+    settings = {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")}
+    del settings["sft"]["cache_dir"]
+    del settings["suite"]["reward"]
+    for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
+        settings[name] = config["train"][name]
     depends_on = {
-        "settings": {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")},
-        "train": {name: config["train"][name] for name in train},
+        "settings": settings,
         "sources": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
         "packages": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "devices": [(device.platform, device.device_kind) for device in jax.devices()],
     }
-    del depends_on["settings"]["sft"]["cache_dir"]
-    del depends_on["settings"]["suite"]["reward"]
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:24]
     return _cache_root(components.config.sft.cache_dir) / "cold_start" / name
 

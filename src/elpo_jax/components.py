@@ -55,7 +55,9 @@ class Components:
 
     def key(self, stream: int, step: int = 0) -> jax.Array:
         """The key of a stream at a training step."""
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), stream), step)
+        return jax.random.fold_in(
+            jax.random.fold_in(jax.random.key(self.config.seed), stream), step
+        )
 
     def init_params(self) -> Params:
         """Fresh parameters of the run's seed."""
@@ -77,7 +79,9 @@ def build(config: Config) -> Components:
       ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer).
     """
     suite = make_suite(config.suite)
-    tokenizer_file = Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
+    tokenizer_file = (
+        Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
+    )
     tokenizer = SentencePieceTokenizer(tokenizer_file)
     schemas = [tool.schema for tool in suite.tools]
     chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)

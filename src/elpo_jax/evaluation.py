@@ -1,9 +1,11 @@
 """Held-out evaluation: independent samples of every task, and what they say of the policy."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -97,3 +99,84 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
     if failures < k:
         return 1.0
     return 1.0 - float(np.prod(1.0 - k / np.arange(failures + 1, samples + 1)))
+
+
+def majority(answers: Sequence[str | None], successes: Sequence[bool]) -> bool:
+    """Whether the most frequent answer is right; of equally frequent ones the first seen counts.
+
+    Args:
+      answers: normalised, as verifiers extract them; None has no vote.
+      successes: the verdict on each.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return False
+    winner, _ = votes.most_common(1)[0]  # equal counts stay in the order of first encounter
+    return successes[answers.index(winner)]
+
+
+def majority_at_k(
+    answers: Sequence[str | None], successes: Sequence[bool], k: int, seed: int, subsets: int = 256
+) -> float:
+    """maj@k of one task: the mean of `majority` over k-subsets of its samples.
+
+    All subsets where there are at most `subsets` of them, else that many drawn from the seed.
+    Subsets keep the samples' order.
+    """
+    count = len(answers)
+    if math.comb(count, k) <= subsets:
+        chosen = [list(subset) for subset in combinations(range(count), k)]
+    else:
+        rng = np.random.default_rng(seed)
+        chosen = [sorted(rng.choice(count, k, replace=False)) for _ in range(subsets)]
+    wins = [majority([answers[i] for i in c], [successes[i] for i in c]) for c in chosen]
+    return float(np.mean(wins))
+
+
+def report(trees: Sequence[Tree], seed: int) -> dict[str, Any]:
+    """Everything an evaluation says, as JSON-serialisable values.
+
+    Returns:
+      'tasks', 'samples' (a task); 'avg@n'; 'pass@k' and 'maj@k' by k = 1, 2, 4, ... up to n;
+      'kinds' with successes and trials; 'tools' with calls and environment tokens per rollout and
+      per success, and the share of calls that came to an error.
+    """
+    samples = min(len(tree.leaves) for tree in trees)
+    ks = [1 << i for i in range(samples.bit_length())]
+    outcomes = [
+        ([leaf.answer for leaf in tree.leaves], [leaf.success for leaf in tree.leaves])
+        for tree in trees
+    ]
+    steps = [node.step for tree in trees for node in tree.nodes]
+    rollouts = sum(len(tree.leaves) for tree in trees)
+    successes = sum(sum(wins) for _, wins in outcomes)
+    calls = sum(step.is_call for step in steps)
+    tool_tokens = sum(int((~step.is_policy).sum()) for step in steps)
+    errors = sum(
+        step.observation is not None and step.observation.error is not None for step in steps
+    )
+    return {
+        "tasks": len(trees),
+        "samples": samples,
+        "avg@n": successes / rollouts,
+        "pass@k": {
+            k: float(np.mean([pass_at_k(len(wins), sum(wins), k) for _, wins in outcomes]))
+            for k in ks
+        },
+        "maj@k": {
+            k: float(
+                np.mean(
+                    [majority_at_k(*outcome, k, seed + i) for i, outcome in enumerate(outcomes)]
+                )
+            )
+            for k in ks
+        },
+        "kinds": {kind: vars(count) for kind, count in count_by_kind(trees).items()},
+        "tools": {
+            "calls_per_rollout": calls / rollouts,
+            "calls_per_success": calls / successes if successes else None,
+            "tokens_per_rollout": tool_tokens / rollouts,
+            "tokens_per_success": tool_tokens / successes if successes else None,
+            "error_share": errors / calls if calls else 0.0,
+        },
+    }

@@ -1,7 +1,8 @@
 """One training step: rollout, credit, update. Also evaluation, and what is kept of the trees.
 
-A step's rollouts, credit and updates depend on the parameters, the seed and the step's number alone.
-So a run that goes on from a checkpoint does what it would have done without the interruption.
+A step's rollouts, credit and updates depend on the parameters, the seed and the step's number
+alone. So a run that goes on from a checkpoint does what it would have done without the
+interruption.
 """
 
 import json
@@ -9,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from elpo_jax.algorithms import ALGORITHMS, loss_settings
 from elpo_jax.components import ROLLOUT, Components
@@ -45,7 +45,9 @@ class Trainer:
         mini_batches = -(-config.train.batch_prompts // config.train.mini_batch_prompts)
         self.learner = Learner(
             components.model,
-            make_optimizer(config.optimizer, config.train.steps * mini_batches * config.train.epochs),
+            make_optimizer(
+                config.optimizer, config.train.steps * mini_batches * config.train.epochs
+            ),
             config.train,
             loss_settings(self.algorithm, config.loss),
             temperature=config.sampler.temperature,
@@ -107,14 +109,17 @@ class Trainer:
             state.params,
             self.components.key(ROLLOUT, step),
             self.tasks(position),
-            partial(self.algorithm.strategy, config=self.config.rollout),
+            lambda tree: self.algorithm.strategy(tree, self.config.rollout),
             SamplingSettings(sampler.temperature, sampler.top_p, sampler.top_k),
             interrupts.check,
         )
         if not trees:
             raise UsageError(
-                [f"step {step}: the tools broke in every task of the batch, {summary.dropped_rollouts} "
-                 "rollouts were dropped; nothing to learn from"]
+                [
+                    f"step {step}: the tools broke in every task of the batch, "
+                    f"{summary.dropped_rollouts} "
+                    "rollouts were dropped; nothing to learn from"
+                ]
             )
         done = {name: value - getattr(before, name) for name, value in vars(counters).items()}
         return trees, summarize(trees) | {

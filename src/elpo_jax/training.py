@@ -1,4 +1,4 @@
-"""The training loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
+"""The loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
 
 
-def train(components: Components, folder: WorkDir, display: Display, interrupts: Interrupts) -> None:
+def train(
+    components: Components, folder: WorkDir, display: Display, interrupts: Interrupts
+) -> None:
     """Trains to the end, or from the newest checkpoint in `folder` to the end.
 
     Raises:
@@ -38,7 +40,8 @@ def _claim(components: Components, folder: WorkDir) -> None:
     changed = differences(components.config, there)
     if changed:
         lines = [
-            f"{folder.config}: {key}: the run there has {theirs!r}, got {ours!r}; give the old value to "
+            f"{folder.config}: {key}: the run there has {theirs!r}, got {ours!r}; "
+            "give the old value to "
             "go on with it, or another --workdir for a new run"
             for key, (ours, theirs) in changed.items()
         ]
@@ -99,7 +102,7 @@ class _Run:
 
     def _restore(self) -> TrainState:
         fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        return self.checkpoints.restore({"state": fresh}).parts["state"]
+        return TrainState(**self.checkpoints.restore(fresh._asdict()).parts)
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
@@ -143,7 +146,7 @@ class _Run:
         if self.saved is None or step > self.saved:
             position = step * self.config.train.batch_prompts
             metadata = {"seed": self.config.seed, "data_position": position}
-            self.checkpoints.save(step, {"state": state}, metadata)
+            self.checkpoints.save(step, state._asdict(), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:

@@ -64,13 +64,13 @@ def trajectory_rows(
     it (https://arxiv.org/abs/2602.09598).
 
     Args:
-      trees: rollout trees with at least one leaf each.
+      trees: rollout trees with a prompt and at least one leaf each.
       advantages: for each tree one entry a node: a number for the whole step, or float [T] for
         its tokens.
       elc: for each tree bool [N], nodes whose lower clip bound is widened.
 
     Raises:
-      ValueError: when a tree has no leaf, a trajectory no policy token, or sizes disagree.
+      ValueError: when a tree lacks a prompt or leaf, a trajectory policy tokens, or sizes disagree.
     """
     if not len(trees) == len(advantages) == len(elc):
         raise ValueError(
@@ -79,6 +79,8 @@ def trajectory_rows(
         )
     rows = []
     for index, tree in enumerate(trees):
+        if not len(tree.prompt):
+            raise ValueError(f"tree {index} ({tree.task.id}): expected a prompt, got no token")
         if not tree.leaves:
             raise ValueError(f"tree {index} ({tree.task.id}): expected a leaf, got none")
         if not len(tree.nodes) == len(advantages[index]) == len(elc[index]):

@@ -35,13 +35,14 @@ def sft_rows(demonstrations: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Ro
     """
     rows = []
     for index, (tokens, is_policy) in enumerate(demonstrations):
-        tokens, mask = np.asarray(tokens, np.int32), np.asarray(is_policy, np.float32)
+        tokens, mask = np.asarray(tokens, np.int32), np.array(is_policy, np.float32)
         if tokens.ndim != 1 or tokens.shape != mask.shape:
             raise ValueError(
                 f"demonstration {index}: expected tokens [T] and is_policy [T], "
                 f"got {tokens.shape} and {mask.shape}"
             )
-        if not mask[1:].any():
+        mask[:1] = 0  # nothing predicts the first token
+        if not mask.any():
             raise ValueError(
                 f"demonstration {index}: expected an assistant token after the first of its "
                 f"{len(tokens)} tokens, got none"

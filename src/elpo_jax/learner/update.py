@@ -28,14 +28,14 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
-    step: jax.Array  # int32 [], updates applied
+    step: Array  # int32 [], updates applied
 
 
 class Accumulator(NamedTuple):
     """Sums over the micro-batches of one update; donated to `accumulate`."""
 
     gradients: Params  # float32, shaped as the parameters
-    loss: jax.Array  # float32 []
+    loss: Array  # float32 []
 
 
 class Applied(NamedTuple):

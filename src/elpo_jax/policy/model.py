@@ -7,7 +7,8 @@ scanned `Block`, so parameters under 'layers' have a leading axis L.
 A block comes in two halves, `qkv` and `finish`: what happens between them is the caller's. The
 learner attends over the rows it was given (`__call__`), the sampler over its KV cache.
 
-Axes: B batch, T time, L layers, H query heads, K kv heads, G = H / K, D model, C head size, V vocabulary.
+Axes: B batch, T time, L layers, H query heads, K kv heads, G = H / K, D model, C head size, V
+vocabulary.
 """
 
 import jax
@@ -95,14 +96,14 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     Returns:
       [B, T, H, C] in q's dtype; softmax in float32.
     """
-    batch, length, heads, size = q.shape
-    kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+    length, heads, size = q.shape[1:]
+    # One batched product a query head: on CPU twice as fast as grouping the heads that share a key.
+    k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bthc,bshc->bhts", q, k, preferred_element_type=jnp.float32)
+    visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
     scores = jnp.where(visible, scores * size**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskc->btkgc", weights, v).reshape(q.shape)
+    return jnp.einsum("bhts,bshc->bthc", weights, v)
 
 
 class Block(nn.Module):

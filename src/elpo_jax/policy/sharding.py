@@ -15,8 +15,9 @@ Params = Any  # a nested dict of arrays, as `Decoder.init` returns it under 'par
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. Rows of a batch (and lanes and rows of the KV cache) are spread over data and
-# fsdp; parameters over fsdp along the model axis and over tensor along heads, MLP and vocabulary.
+# Logical axis -> mesh axes. Rows of a batch (and lanes and rows of the KV cache) are spread over
+# data and fsdp; parameters over fsdp along the model axis and over tensor along heads, MLP and
+# vocabulary.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("time", None),

@@ -1,4 +1,4 @@
-"""One task's tree while it grows: numbers the rollouts, gathers waves, replaces dropped rollouts."""
+"""One task's tree while it grows: numbers rollouts, gathers waves, replaces what was dropped."""
 
 from dataclasses import dataclass
 

@@ -10,12 +10,12 @@ The program counts on two conventions of the host side:
 - A token's place in the shapes is fixed by its segment (prompt, or one tool result): prefill chunks
   are aligned to the start of the segment.
 
-Axes: S rows of a cache (lanes or kept rows), P rows of a prefill, N tokens of a chunk or block, L, K, G, C, T
-as in `policy.model`, with T the cache's length.
+Axes: S rows of a cache (lanes or kept rows), P rows of a prefill, N tokens of a chunk or block, L,
+K, G, C, T as in `policy.model`, with T the cache's length.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,14 @@ from elpo_jax.policy.model import Block, Decoder
 from elpo_jax.sampler.sampling import draw
 
 Params = Any
+Array: TypeAlias = Any  # np.ndarray where the host fills it, jax.Array inside compiled code
 
 
 class KVCache(NamedTuple):
     """Keys and values, one array a layer so that each is updated in place.
 
-    The time axis comes last for keys: on CPU scores are then a multiply-reduce over contiguous memory.
+    The time axis comes last for keys: on CPU scores are then a multiply-reduce over contiguous
+    memory.
     """
 
     keys: tuple[jax.Array, ...]  # L x [S, K, C, T]
@@ -41,22 +43,22 @@ class KVCache(NamedTuple):
 class Lanes(NamedTuple):
     """The decode state of each lane."""
 
-    pending: jax.Array  # int32 [S], known but not cached
-    position: jax.Array  # int32 [S], of the pending token; also the number of cached tokens
-    left: jax.Array  # int32 [S], tokens the lane may still draw; 0 for an idle lane
-    identity: jax.Array  # int32 [S, 2], (task draw, rollout ordinal): with seed and step, the key
-    temperature: jax.Array  # float32 [S]
-    top_p: jax.Array  # float32 [S]
-    top_k: jax.Array  # int32 [S]
+    pending: Array  # int32 [S], known but not cached
+    position: Array  # int32 [S], of the pending token; also the number of cached tokens
+    left: Array  # int32 [S], tokens the lane may still draw; 0 for an idle lane
+    identity: Array  # int32 [S, 2], (task draw, rollout ordinal): with seed and step, the key
+    temperature: Array  # float32 [S]
+    top_p: Array  # float32 [S]
+    top_k: Array  # int32 [S]
 
 
 class Drawn(NamedTuple):
-    """Tokens of one decode call; lane s drew the first count[s] of its row."""
+    """Tokens of one decode call; lane s drew the first counts[s] of its row."""
 
     tokens: jax.Array  # int32 [S, N]
     log_probs: jax.Array  # float32 [S, N]
     entropies: jax.Array  # float32 [S, N]
-    count: jax.Array  # int32 [S]
+    counts: jax.Array  # int32 [S]
     stopped: jax.Array  # bool [S], the last token ends the turn
     steps: jax.Array  # int32 [], forward passes made
 
@@ -189,8 +191,8 @@ def decode(
       params: its parameters.
       cache: the lanes' cache, S rows.
       lanes: their state; lanes with left = 0 are idle.
-      step_key: key of this run's seed and training step. A token's key folds in the task draw, the rollout
-        ordinal and the token's position, nothing else.
+      step_key: key of this run's seed and training step. A token's key folds in the task draw, the
+        rollout ordinal and the token's position, nothing else.
       stop_token: int32 [], ends a turn. It is drawn but not fed: the caller prefills it together
         with the tool's result.
       exit_below: int32 [], leave early once fewer lanes than this are active (at least 1).
@@ -222,7 +224,7 @@ def decode(
             out.tokens.at[rows, at].set(drawn.token, mode="drop"),
             out.log_probs.at[rows, at].set(drawn.log_prob, mode="drop"),
             out.entropies.at[rows, at].set(drawn.entropy, mode="drop"),
-            out.count + active,
+            out.counts + active,
             out.stopped | (active & stop),
             out.steps + 1,
         )
@@ -244,7 +246,7 @@ def decode(
 
 
 def fork(target: KVCache, source: KVCache, to_rows: jax.Array, from_rows: jax.Array) -> KVCache:
-    """Copies whole rows: target[to_rows[i]] = source[from_rows[i]]; int32 [F] each, padding out of range."""
+    """Copies rows: target[to_rows[i]] = source[from_rows[i]]; int32 [F], padding out of range."""
 
     def copy(target: jax.Array, source: jax.Array) -> jax.Array:
         return target.at[to_rows].set(source.at[from_rows].get(mode="clip"), mode="drop")
@@ -273,13 +275,13 @@ class Programs(NamedTuple):
 
 
 def compile_programs(model: Decoder, block_size: int, sharding: NamedSharding) -> Programs:
-    """Wraps the functions above in `jax.jit`; what they compile for is decided by the shapes they get.
+    """Wraps the functions above in `jax.jit`; the shapes they get decide what is compiled.
 
     Args:
       model: the policy.
       block_size: the most tokens a decode call.
-      sharding: of the caches. Stated for outputs too: a cache that came back with another, equivalent
-        one would compile its next program anew.
+      sharding: of the caches. Stated for outputs too: a cache that came back with another,
+        equivalent one would compile its next program anew.
     """
     return Programs(
         jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=sharding),

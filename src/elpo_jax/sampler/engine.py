@@ -1,7 +1,8 @@
 """The host's handle on the device programs: batches work into their fixed shapes and counts it.
 
 Two caches live on the device: *lanes*, which decode, and *rows*, which are kept for later forks.
-Kept rows that don't fit are swapped to host memory, least recently used first, and come back bit for bit.
+Kept rows that don't fit are swapped to host memory, least recently used first, and come back bit
+for bit.
 """
 
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -66,7 +67,7 @@ class Counters:
 
 
 def split_segment(length: int, chunks: Sequence[int]) -> list[int]:
-    """How a segment is cut: a function of its length alone, so the cut can't depend on the schedule.
+    """How a segment is cut: by its length alone, so the cut can't depend on the schedule.
 
     Whole chunks of the largest size, then the smallest size that holds the rest.
 
@@ -171,10 +172,12 @@ class Engine:
                 params, self._lanes, lanes, step_key, np.int32(stop_token), np.int32(exit_below)
             )
         drawn = jax.device_get(drawn)
-        self.counters.decode_tokens += int(drawn.count.sum())
+        self.counters.decode_tokens += int(drawn.counts.sum())
         self.counters.decode_steps += int(drawn.steps)
         if not (np.isfinite(drawn.log_probs).all() and np.isfinite(drawn.entropies).all()):
-            broken = ~np.isfinite(drawn.log_probs).all(axis=1) | ~np.isfinite(drawn.entropies).all(1)
+            broken = ~np.isfinite(drawn.log_probs).all(axis=1) | ~np.isfinite(drawn.entropies).all(
+                1
+            )
             draws = sorted({item.identity[0] for item in work if broken[item.lane]})
             raise FloatingPointError(
                 f"sampler: expected finite log-probabilities and entropies, got NaN or infinity in "

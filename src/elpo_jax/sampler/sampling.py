@@ -12,8 +12,8 @@ class Draw(NamedTuple):
 
     Attributes:
       token: int32 [S].
-      log_prob: float32 [S], under the temperature-scaled distribution before truncation, so that the
-        learner, which knows no truncation, computes the same number.
+      log_prob: float32 [S], under the temperature-scaled distribution before truncation, so that
+        the learner, which knows no truncation, computes the same number.
       entropy: float32 [S] nats, of that same full-vocabulary distribution (ELPO Eq. 3,
         https://arxiv.org/abs/2602.09598).
     """
@@ -75,7 +75,7 @@ def draw(
         probs = jax.nn.softmax(logits / scale)
         return jax.vmap(_cutoff)(probs, top_p, top_k)
 
-    # Sorting V numbers a lane costs more than the rest of the draw: only when some lane asks for it.
+    # Sorting V numbers a lane costs more than the rest of the draw: only where a lane asks for it.
     truncated = jnp.any((top_p < 1.0) | (top_k > 0))
     cutoff = jax.lax.cond(truncated, cutoffs, lambda: jnp.zeros_like(temperature))
     return jax.vmap(_draw_one)(logits, uniforms, temperature, cutoff)

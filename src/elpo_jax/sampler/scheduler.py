@@ -32,7 +32,7 @@ from elpo_jax.tools.base import Observation, ToolFailure
 Params = Any
 ToolResult = tuple[Any, Observation]  # (tool states, observation)
 
-# How long a round waits for tools when rollouts could decode meanwhile: most tools answer within it.
+# How long a round waits for tools when rollouts could decode: most tools answer within it.
 TOOL_GRACE_SECONDS = 0.002
 
 
@@ -57,7 +57,7 @@ class Summary:
 
 @dataclass(eq=False)
 class Job:
-    """A growing tree and the KV rows kept for it: the prompt's, and retained rollouts' by ordinal."""
+    """A growing tree and its kept KV rows: the prompt's, and retained rollouts' by ordinal."""
 
     growth: Growth
     wave: Wave | None = None  # the one that `kept` was last cleared for
@@ -142,7 +142,8 @@ class Scheduler:
           settings: temperature and truncation.
 
         Returns:
-          The grown trees in the order of `tasks`, less those whose tools broke too often, and a summary.
+          The grown trees in the order of `tasks`, less those whose tools broke too often, and a
+          summary.
 
         Raises:
           FloatingPointError: the policy gave a NaN or an infinity.
@@ -164,7 +165,7 @@ class Scheduler:
 
 
 def _call_tool(call: PendingCall, retries: int) -> ToolResult:
-    """Runs a call on a worker; a tool that breaks is tried again before the failure is passed on."""
+    """Runs a call on a worker; a tool that breaks is tried again before that is passed on."""
     for _ in range(retries):
         try:
             return call.run()
@@ -256,7 +257,7 @@ class _Session:
     # Lanes.
 
     def _admit(self) -> None:
-        """Gives lanes to waiting rollouts: free ones, then those of rollouts that wait for a tool."""
+        """Gives waiting rollouts the free lanes, then those of rollouts that wait for a tool."""
         held_back: list[Run] = []
         forked: list[Run] = []
         idle = [run for run in self.on_lane.values() if run.call is not None]
@@ -354,13 +355,13 @@ class _Session:
             )
             for lane, run in active.items()
         ]
-        # Back to the host once half of the turns are over: their tools can run, others take their lanes.
+        # Back to the host once half of the turns are over: tools can run, others take the lanes.
         exit_below = max(1, len(active) // 2)
         drawn = self.engine.decode(
             self.params, work, self.step_key, self.scheduler.end_of_turn, exit_below
         )
         for lane, run in active.items():
-            count = int(drawn.count[lane])
+            count = int(drawn.counts[lane])
             if not count:
                 continue
             run.tokens.extend(drawn.tokens[lane, :count].tolist())

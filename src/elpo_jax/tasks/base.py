@@ -56,7 +56,7 @@ class Suite(Protocol):
         ...
 
     def demonstration(self, task: Task) -> list[Message]:
-        """The solver's turns after the question: assistant (with its call), tool, ..., assistant."""
+        """The solver's turns after the question: assistant (with its call), tool, ...."""
         ...
 
     def verify(self, task: Task, response: str) -> Verdict:

@@ -1,0 +1,53 @@
+"""Evaluates a checkpoint on held-out tasks.
+
+`python -m elpo_jax.evaluate --config experiments/sci.py --checkpoint DIR --output FILE.json`
+
+DIR is a run's folder (its newest checkpoint counts) or one of its `checkpoints/<step>`. Tasks,
+samples and sampling are those of `--config.eval`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from elpo_jax.algorithms import ALGORITHMS
+from elpo_jax.checkpoint import load
+from elpo_jax.cli import Option, parse, run
+from elpo_jax.components import build
+from elpo_jax.config import to_dict
+from elpo_jax.errors import UsageError
+from elpo_jax.evaluation import evaluate, held_out_tasks, report
+from elpo_jax.progress import Display, share
+from elpo_jax.tasks import SUITES
+from elpo_jax.workdir import write_json
+
+OPTIONS = [
+    Option("checkpoint", "a run's folder, or one of its checkpoints/<step>"),
+    Option("output", "the JSON file to write"),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    config, options = parse(argv, OPTIONS, {"algorithm": ALGORITHMS, "suite.name": SUITES})
+    output = Path(options["output"])
+    if not output.parent.is_dir():
+        raise UsageError([f"--output: expected an existing folder, got {output.parent}"])
+    components = build(config)
+    restored = load(Path(options["checkpoint"]), {"params": components.init_params()})
+    trees = evaluate(
+        components,
+        components.make_scheduler(),
+        restored.parts["params"],
+        held_out_tasks(components),
+    )
+    found = report(trees, config.seed)
+    write_json(output, {"step": restored.step, "config": to_dict(config), **found})
+    with Display() as display:
+        for kind, count in found["kinds"].items():
+            display.note(f"{kind:20} {share(count['successes'], count['trials'])}")
+        for name in ("pass@k", "maj@k"):
+            values = "  ".join(f"{k}: {value:.1%}" for k, value in found[name].items())
+            display.note(f"{name:20} {values}")
+
+
+if __name__ == "__main__":
+    run(main)
