@@ -15,6 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"variant: expected one of {VARIANTS}, got {variant!r}")
     config = default_config()
     config.suite.name = "science"
+    config.policy.scan_unroll = config.policy.num_layers
     config.sft.steps = 200
     config.sft.batch = 64
     config.sft.optimizer.learning_rate = 2e-3
@@ -22,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_length = 256
     config.episode.max_turn_tokens = 96
     config.train.length_buckets = (128, 192, 256)
-    config.train.micro_batch_rows = 32
+    config.train.micro_batch_rows = 16
     config.train.steps = 30
     config.train.batch_prompts = 16
     config.train.mini_batch_prompts = 4

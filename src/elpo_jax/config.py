@@ -40,6 +40,7 @@ class PolicyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
+    scan_unroll: int = 1  # layers a scan step of the learner: more compile longer and run faster
     dtype: str = "float32"  # of activations and the KV cache: 'float32' or 'bfloat16'
     param_dtype: str = "float32"
     tokenizer: str = ""  # a SentencePiece .model file; empty: the embedded one

@@ -54,6 +54,7 @@ RANGES = {
     "policy.mlp_dim": AT_LEAST_ONE,
     "policy.rope_theta": POSITIVE,
     "policy.norm_eps": POSITIVE,
+    "policy.scan_unroll": AT_LEAST_ONE,
     "policy.tokenizer": FILE,
     "mesh.data": AT_LEAST_ONE,
     "mesh.fsdp": AT_LEAST_ONE,
