@@ -17,6 +17,7 @@ import jax
 from elpo_jax.checkpoint import Checkpoints, load
 from elpo_jax.components import Components
 from elpo_jax.config import to_dict
+from elpo_jax.errors import UsageError
 from elpo_jax.learner.batch import Row
 from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
@@ -102,15 +103,26 @@ def _train(components: Components, on_step: OnStep) -> tuple[Params, Metrics]:
 
 
 def demonstrations(components: Components, start: int, count: int) -> list[Row]:
-    """Rows of demonstrations `start` to `start + count - 1`, each of another training task."""
+    """Rows of demonstrations `start` to `start + count - 1`, each of another training task.
+
+    Raises:
+      UsageError: a demonstration is longer than an episode may be.
+    """
     suite, chat, environment = components.suite, components.chat, components.environment
-    tasks = [suite.task(TRAIN, FIRST_DEMONSTRATION + start + i) for i in range(count)]
-    return sft_rows(
-        [
-            chat.demonstration([*environment.prompt(task), *suite.demonstration(task)])
-            for task in tasks
-        ]
-    )
+    limit = components.config.episode.max_length
+    pairs = []
+    for index in range(start, start + count):
+        task = suite.task(TRAIN, FIRST_DEMONSTRATION + index)
+        pair = chat.demonstration([*environment.prompt(task), *suite.demonstration(task)])
+        if len(pair[0]) > limit:
+            raise UsageError(
+                [
+                    f"episode.max_length: expected at least {len(pair[0])}, the tokens of the "
+                    f"demonstration of {task.id}, got {limit}"
+                ]
+            )
+        pairs.append(pair)
+    return sft_rows(pairs)
 
 
 def _store(folder: Path, params: Params, metrics: Metrics) -> None:
