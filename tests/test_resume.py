@@ -97,7 +97,7 @@ def arrays_of(workdir):
     )
     newest = max((workdir / "checkpoints").iterdir(), key=lambda f: int(f.name))
     arrays = {}
-    for part in ("params", "opt_state"):
+    for part in ("params", "optimizer"):
         file = workdir / f"{part}.npz"
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, str(newest / part), str(file)],

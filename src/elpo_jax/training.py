@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from elpo_jax.checkpoint import Checkpoints
 from elpo_jax.cold_start import cold_start
@@ -102,7 +103,8 @@ class _Run:
 
     def _restore(self) -> TrainState:
         fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        return TrainState(**self.checkpoints.restore(fresh._asdict()).parts)
+        parts = self.checkpoints.restore(_parts(fresh)).parts
+        return TrainState(params=parts["params"], **parts["optimizer"])
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
@@ -146,7 +148,7 @@ class _Run:
         if self.saved is None or step > self.saved:
             position = step * self.config.train.batch_prompts
             metadata = {"seed": self.config.seed, "data_position": position}
-            self.checkpoints.save(step, state._asdict(), metadata)
+            self.checkpoints.save(step, _parts(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
@@ -161,6 +163,14 @@ class _Run:
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's parts; parameters stand alone, for evaluation and export."""
+    return {
+        "params": state.params,
+        "optimizer": {"opt_state": state.opt_state, "step": state.step},
+    }
 
 
 def is_due(step: int, every: int) -> bool:
