@@ -126,7 +126,7 @@ class Trainer:
             "sampler/prefill_tokens": done["prefill_tokens"],
             "sampler/decode_tokens": done["decode_tokens"],
             "sampler/saved_tokens": summary.saved_tokens,
-            "sampler/forks": done["forks"],
+            "sampler/forks": summary.forks,
             "sampler/swaps": done["swaps_out"] + done["swaps_in"],
             "sampler/lane_use": done["decode_tokens"] / (done["decode_steps"] * sampler.lanes),
             "episode/drops": summary.dropped_rollouts,

@@ -42,8 +42,7 @@ def _claim(components: Components, folder: WorkDir) -> None:
     if changed:
         lines = [
             f"{folder.config}: {key}: the run there has {theirs!r}, got {ours!r}; "
-            "give the old value to "
-            "go on with it, or another --workdir for a new run"
+            "give the old value to go on with it, or another --workdir for a new run"
             for key, (ours, theirs) in changed.items()
         ]
         raise UsageError(lines)

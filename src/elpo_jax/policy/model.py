@@ -19,7 +19,6 @@ from flax import linen as nn
 
 from elpo_jax.config import PolicyConfig
 
-
 MIN_QUERY_BLOCK = 64
 MAX_QUERY_BLOCKS = 8  # they are unrolled, so their number is compile time
 
@@ -99,8 +98,8 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of each token over itself and its past.
 
     Queries are taken in blocks, each against the keys up to its end: the masked half of the scores
-    is mostly never computed. One batched product a query head, since XLA's CPU products over grouped
-    heads take twice as long.
+    is mostly never computed. One batched product a query head, since XLA's CPU products over
+    grouped heads take twice as long.
 
     Args:
       q: [B, T, H, C].

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 

@@ -49,6 +49,7 @@ class SamplingSettings:
 class Summary:
     """What a `run` did, besides its trees."""
 
+    forks: int = 0  # rollouts that began from a row of the prompt or of their parent
     saved_tokens: int = 0  # prefix tokens that forks spared a prefill
     parked: int = 0  # rollouts moved off their lane while a tool ran
     dropped_rollouts: int = 0
@@ -296,6 +297,7 @@ class _Session:
             if run.is_parked:
                 self.engine.release(row)
             else:
+                self.summary.forks += 1
                 self.summary.saved_tokens += run.cached
             run.source, run.is_parked = None, False
 
@@ -402,7 +404,8 @@ class _Session:
 
     def _take_result(self, run: Run, future: Future[ToolResult]) -> None:
         call, run.call = run.call, None
-        assert call is not None and run.turn is not None
+        assert call is not None
+        assert run.turn is not None
         try:
             states, observation = future.result()
         except ToolFailure:
