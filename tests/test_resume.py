@@ -203,7 +203,7 @@ def test_a_finished_run_is_only_summed_up_again(undisturbed, cache, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_config_on_the_folder_is_refused(undisturbed, cache, tmp_path):
+def test_another_config_on_the_folder_is_refused(cache, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     process = start(workdir, cache)
@@ -216,11 +216,11 @@ def test_another_config_on_the_folder_is_refused(undisturbed, cache, tmp_path):
     lines = output.strip().splitlines()
     assert len(lines) == 1
     assert "optimizer.learning_rate" in lines[0]
-    assert "0.001" in lines[0]
+    assert "0.0001" in lines[0]
     assert "0.5" in lines[0]
 
 
-def test_config_json_is_what_was_run(undisturbed, cache, tmp_path):
+def test_config_json_is_what_was_run(cache, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, cache, seed=5)
     wait_for((workdir / "config.json").exists, process, "config.json")
