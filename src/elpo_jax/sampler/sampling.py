@@ -23,15 +23,22 @@ class Draw(NamedTuple):
     entropy: jax.Array
 
 
-def _cutoff(probs: jax.Array, top_p: jax.Array, top_k: jax.Array) -> jax.Array:
-    """The smallest probability that truncation keeps (ties with it are kept): [V], [], [] -> []."""
-    descending = jnp.sort(probs, descending=True)
-    before = jnp.cumsum(descending) - descending
-    in_nucleus = jnp.where(before < top_p, descending, 1.0).min()
-    kth = descending[jnp.where(top_k > 0, top_k, probs.shape[0]).clip(max=probs.shape[0]) - 1]
+def _cutoff(
+    logits: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array
+) -> jax.Array:
+    """The smallest logit that truncation keeps (ties with it are kept): [V], [], [], [] -> [].
+
+    A logit and not a probability: it is compared as it is, while a probability computed twice may
+    differ by a rounding and drop the very token that sets the bound.
+    """
+    descending = jnp.sort(logits, descending=True)
+    probs = jax.nn.softmax(descending / temperature)
+    before = jnp.cumsum(probs) - probs
+    in_nucleus = jnp.where(before < top_p, descending, jnp.inf).min()
+    kth = descending[jnp.clip(top_k, 1, logits.shape[0]) - 1]
     # A lane that asks for no truncation keeps every token, whatever rounding made of its sums.
-    in_nucleus = jnp.where(top_p < 1.0, in_nucleus, 0.0)
-    kth = jnp.where(top_k > 0, kth, 0.0)
+    in_nucleus = jnp.where(top_p < 1.0, in_nucleus, -jnp.inf)
+    kth = jnp.where(top_k > 0, kth, -jnp.inf)
     return jnp.maximum(in_nucleus, kth)
 
 
@@ -42,7 +49,7 @@ def _draw_one(
     probs = jnp.exp(log_probs)
     entropy = -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0))
     # Inverse CDF: one uniform a token instead of V Gumbel draws.
-    cdf = jnp.cumsum(jnp.where(probs >= cutoff, probs, 0.0))
+    cdf = jnp.cumsum(jnp.where(logits >= cutoff, probs, 0.0))
     drawn = jnp.sum(cdf <= uniform * cdf[-1])
     last_kept = jnp.argmax(cdf)  # the first index that reaches the total is the last kept token
     token = jnp.where(temperature > 0, jnp.minimum(drawn, last_kept), jnp.argmax(logits))
@@ -69,13 +76,12 @@ def draw(
     """
     chex.assert_rank(logits, 2)
     chex.assert_equal_shape([uniforms, temperature, top_p, top_k])
-    scale = jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    scale = jnp.where(temperature > 0, temperature, 1.0)
 
     def cutoffs() -> jax.Array:
-        probs = jax.nn.softmax(logits / scale)
-        return jax.vmap(_cutoff)(probs, top_p, top_k)
+        return jax.vmap(_cutoff)(logits, scale, top_p, top_k)
 
     # Sorting V numbers a lane costs more than the rest of the draw: only where a lane asks for it.
     truncated = jnp.any((top_p < 1.0) | (top_k > 0))
-    cutoff = jax.lax.cond(truncated, cutoffs, lambda: jnp.zeros_like(temperature))
+    cutoff = jax.lax.cond(truncated, cutoffs, lambda: jnp.full_like(temperature, -jnp.inf))
     return jax.vmap(_draw_one)(logits, uniforms, temperature, cutoff)
