@@ -58,13 +58,13 @@ class ScriptedEnvironment:
         rng = np.random.default_rng(number)
         return rng.integers(1, 32, 5 + mix(number) % 30).astype(np.int32)
 
-    def begin(self, prompt_length):
-        return Progress(0, prompt_length, {})
+    def begin(self, task, prompt_length):
+        return Progress(0, prompt_length, {}, max_calls=3)
 
     def resume(self, tree, node):
         path = tree.path(node)
         length = len(tree.prompt) + sum(len(tree.nodes[i].step.tokens) for i in path)
-        return Progress(len(path), length, tree.nodes[node].step.states)
+        return Progress(len(path), length, tree.nodes[node].step.states, max_calls=3)
 
     def turn_budget(self, progress):
         return min(MAX_TURN, MAX_LENGTH - progress.length)
@@ -73,7 +73,7 @@ class ScriptedEnvironment:
         seed = mix(*turn.tokens, progress.length)
         if not turn.stopped and progress.length + len(turn.tokens) >= MAX_LENGTH:
             return self._final(progress, turn, "length")
-        if seed % 4 == 0 or progress.turns >= 3:
+        if seed % 4 == 0 or progress.turns >= progress.max_calls:
             return self._final(progress, turn, "answer")
         return ScriptedCall(seed, float(self._timing.choice(self._delays)), self._breaks)
 
@@ -84,7 +84,8 @@ class ScriptedEnvironment:
         if length >= MAX_LENGTH:
             return self._final(progress, turn, "observation")
         step = self._step(turn, answer, observation, states)
-        return Outcome(step, Progress(progress.turns + 1, length, states), None)
+        after = replace(progress, turns=progress.turns + 1, length=length, states=states)
+        return Outcome(step, after, None)
 
     def conclude(self, task, ordinal, parent, steps, end):
         success = end == "answer" and mix(*steps[-1].tokens) % 4 == 0

@@ -182,6 +182,32 @@ def test_every_demonstration_is_verified(length, split):
             assert set(call["arguments"]) == set(schemas[call["name"]]["required"])
 
 
+def test_detours_are_needless_look_ups_before_the_solvers_calls():
+    suite = ScienceSuite("short")
+    tasks = sample("short", TRAIN)[:400]
+    detours = thrifty = 0
+    for task in tasks:
+        plain, longer = suite.demonstration(task), suite.demonstration(task, 0.5)
+        assert suite.demonstration(task, 0.0) == plain
+        assert suite.demonstration(task, 0.5) == longer  # a function of the task
+        assert longer[-1] == plain[-1]
+        needless = [
+            i
+            for i, message in enumerate(longer[:-1])
+            if message["role"] == "assistant" and message not in plain
+        ]
+        dropped = {*needless, *(i + 1 for i in needless)}
+        assert [message for i, message in enumerate(longer) if i not in dropped] == plain
+        for i in needless:
+            now, after = (json.loads(longer[j]["content"].split("\n")[1]) for j in (i, i + 2))
+            assert now["arguments"] == {**after["arguments"], "property": "number"}
+        detours += len(needless)
+        thrifty += sum("lookup" in m["content"] and '"number"' not in m["content"] for m in plain)
+    assert detours / thrifty == pytest.approx(0.5, abs=0.05)
+    every = suite.demonstration(tasks[0], 1.0)
+    assert len(every) > len(suite.demonstration(tasks[0]))
+
+
 @pytest.mark.parametrize(("length", "split"), POOLS)
 def test_all_kinds_are_present_and_questions_short(length, split):
     tasks = sample(length, split)

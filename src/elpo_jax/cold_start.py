@@ -110,10 +110,11 @@ def demonstrations(components: Components, start: int, count: int) -> list[Row]:
     """
     suite, chat, environment = components.suite, components.chat, components.environment
     limit = components.config.episode.max_length
+    detours = components.config.sft.detours
     pairs = []
     for index in range(start, start + count):
         task = suite.task(TRAIN, FIRST_DEMONSTRATION + index)
-        pair = chat.demonstration([*environment.prompt(task), *suite.demonstration(task)])
+        pair = chat.demonstration([*environment.prompt(task), *suite.demonstration(task, detours)])
         if len(pair[0]) > limit:
             raise UsageError(
                 [

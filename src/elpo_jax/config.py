@@ -77,6 +77,7 @@ class EpisodeConfig:
 
     max_turns: int = 7
     max_calls: int = 6
+    spare_calls: int | None = None  # calls beyond those that the suite's solver makes; none: any
     max_length: int = 384
     max_turn_tokens: int = 128
     max_observation_chars: int = 1024
@@ -136,6 +137,7 @@ class SFTConfig:
 
     steps: int = 0
     batch: int = 32
+    detours: float = 0.0  # share of the demonstrations' calls that a needless one comes before
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=1e-5, schedule="cosine", warmup_steps=0, b2=0.95

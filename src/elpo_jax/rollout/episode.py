@@ -6,7 +6,7 @@ The scheduler samples a turn, hands it to `finish_turn`, runs the `PendingCall` 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,13 @@ class Progress:
       turns: turns so far. Each one made a call that was answered, or the episode would be over.
       length: tokens so far, the prompt included.
       states: tool states by name.
+      max_calls: calls that the episode may make.
     """
 
     turns: int
     length: int
     states: Mapping[str, Any]
+    max_calls: int
 
     @property
     def calls(self) -> int:
@@ -128,7 +130,7 @@ class Environment:
             return [question]
         return [{"role": "system", "content": self._suite.system_prompt}, question]
 
-    def begin(self, prompt_length: int) -> Progress:
+    def begin(self, task: Task, prompt_length: int) -> Progress:
         """Where an episode stands before its first turn.
 
         Raises:
@@ -140,7 +142,10 @@ class Environment:
                 f"{self._limits.max_length}"
             )
         states = {name: tool.initial_state() for name, tool in self._parser.tools.items()}
-        return Progress(turns=0, length=prompt_length, states=states)
+        max_calls = self._limits.max_calls
+        if self._limits.spare_calls is not None:
+            max_calls = min(max_calls, task.calls + self._limits.spare_calls)
+        return Progress(0, prompt_length, states, max_calls)
 
     def resume(self, tree: Tree, node: int) -> Progress:
         """Where an episode stands after `node`, or at the start for ROOT.
@@ -148,7 +153,7 @@ class Environment:
         Raises:
           ValueError: when the episode ended there.
         """
-        start = self.begin(len(tree.prompt))
+        start = self.begin(tree.task, len(tree.prompt))
         if node == ROOT:
             return start
         step = tree.nodes[node].step
@@ -156,7 +161,7 @@ class Environment:
             raise ValueError(f"node {node}: expected a step that can be continued, got a final one")
         path = tree.path(node)
         length = start.length + sum(len(tree.nodes[i].step.tokens) for i in path)
-        return Progress(turns=len(path), length=length, states=step.states)
+        return replace(start, turns=len(path), length=length, states=step.states)
 
     def turn_budget(self, progress: Progress) -> int:
         """Tokens that the next turn may have, its end-of-turn token included; at least 1."""
@@ -178,7 +183,7 @@ class Environment:
             return self._final(progress, turn, request, "answer")
         if progress.turns + 1 >= self._limits.max_turns:
             return self._final(progress, turn, request, "turns")
-        if progress.calls >= self._limits.max_calls:
+        if progress.calls >= progress.max_calls:
             return self._final(progress, turn, request, "calls")
         return PendingCall(request, self._parser.tools, progress.states)
 
@@ -207,7 +212,8 @@ class Environment:
         if length >= self._limits.max_length:
             return self._final(progress, turn, pending.request, "observation")
         step = _step(turn, pending.request, states, answer, Observation(text, observation.error))
-        return Outcome(step, Progress(progress.turns + 1, length, states), None)
+        after = replace(progress, turns=progress.turns + 1, length=length, states=states)
+        return Outcome(step, after, None)
 
     def conclude(
         self, task: Task, ordinal: int, parent: int, steps: Sequence[Step], end: str
@@ -248,7 +254,8 @@ class Environment:
     ) -> Outcome:
         step = _step(turn, request, progress.states, np.zeros(0, np.int32), None)
         length = progress.length + len(turn.tokens)
-        return Outcome(step, Progress(progress.turns + 1, length, progress.states), end)
+        after = replace(progress, turns=progress.turns + 1, length=length)
+        return Outcome(step, after, end)
 
 
 def clip_text(text: str, limit: int) -> str:

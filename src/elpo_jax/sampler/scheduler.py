@@ -238,7 +238,8 @@ class _Session:
     def _start(self, job: Job, request: Request) -> Run:
         tree = job.growth.tree
         if request.parent == ROOT:
-            return Run(job, request, self.environment.begin(len(tree.prompt)), 0, tree.prompt)
+            progress = self.environment.begin(tree.task, len(tree.prompt))
+            return Run(job, request, progress, 0, tree.prompt)
         node = tree.nodes[request.parent]
         if node.ordinal not in job.kept:
             raise ValueError(

@@ -55,8 +55,12 @@ class Suite(Protocol):
         """The `index`-th task of TRAIN or HELD_OUT; any index >= 0 is valid."""
         ...
 
-    def demonstration(self, task: Task) -> list[Message]:
-        """The solver's turns after the question: assistant (with its call), tool, ...."""
+    def demonstration(self, task: Task, detours: float = 0.0) -> list[Message]:
+        """The solver's turns after the question: assistant (with its call), tool, ....
+
+        `detours` is the share of its calls that a needless one comes before, where the suite has
+        such calls; the answer stays right.
+        """
         ...
 
     def verify(self, task: Task, response: str) -> Verdict:

@@ -4,7 +4,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from elpo_jax.tasks.science.formulas import Formula
+
+_NEEDLESS = "number"  # the property that a detour looks up
 
 
 class Call(NamedTuple):
@@ -57,6 +61,28 @@ def look_up_weights(symbols: Sequence[str]) -> Generator[Call, str, dict[str, st
 def weigh(formula: Formula) -> Generator[Call, str, dict[str, str]]:
     """The shown atomic weights of a formula's elements."""
     return (yield from look_up_weights(list(formula.composition)))
+
+
+def with_detours(solver: Solver, rng: np.random.Generator, share: float) -> Solver:
+    """A solver that isn't thrifty: some look-ups come after one of the element's number.
+
+    The needless answer is ignored, so the final one is the same.
+
+    Args:
+      solver: of the problem.
+      rng: decides which look-ups.
+      share: of the look-ups (other than of a number) that are preceded by a needless one.
+    """
+    result: str | None = None
+    while True:
+        try:
+            call = next(solver) if result is None else solver.send(result)
+        except StopIteration as stop:
+            return stop.value
+        is_thrifty = call.name != "lookup" or call.arguments["property"] == _NEEDLESS
+        if not is_thrifty and rng.random() < share:
+            yield Call(call.name, {**call.arguments, "property": _NEEDLESS})
+        result = yield call
 
 
 def with_unit(number: str, unit: str) -> str:

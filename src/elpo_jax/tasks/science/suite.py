@@ -12,7 +12,7 @@ from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict
 from elpo_jax.tasks.science import amounts, compositions, hops
 from elpo_jax.tasks.science.elements import element_lookup
 from elpo_jax.tasks.science.formulas import parse
-from elpo_jax.tasks.science.solving import Problem
+from elpo_jax.tasks.science.solving import Problem, Solver, with_detours
 from elpo_jax.tools.base import Tool
 from elpo_jax.tools.calculator import Calculator, format_number
 
@@ -59,20 +59,26 @@ class ScienceSuite:
           ValueError: for an unknown split or a negative index.
         """
         problem = self._problem(split, index)
-        calls = sum(message["role"] == "tool" for message in self._solve(problem))
+        calls = sum(message["role"] == "tool" for message in self._solve(problem.solve()))
         return Task(f"{split}/{index}", problem.kind, problem.question, problem.answer, calls)
 
     def subject(self, task: Task) -> str:
         """The key that decided the task's split."""
         return self._problem_of(task).subject
 
-    def demonstration(self, task: Task) -> list[Message]:
+    def demonstration(self, task: Task, detours: float = 0.0) -> list[Message]:
         """The solver's turns, each tool message what the real tool answered.
+
+        Args:
+          task: one of this suite's.
+          detours: share of the look-ups that a needless look-up comes before.
 
         Raises:
           ValueError: if the task is not this suite's.
         """
-        return self._solve(self._problem_of(task))
+        problem = self._problem_of(task)
+        rng = _rng(self.name, self._length, "detours", task.id)
+        return self._solve(with_detours(problem.solve(), rng, detours))
 
     def verify(self, task: Task, response: str) -> Verdict:
         """Judges the last `\\boxed{}` of a response.
@@ -92,9 +98,7 @@ class ScienceSuite:
             raise ValueError(f"task: split: expected {TRAIN!r} or {HELD_OUT!r}, got {split!r}")
         if index < 0:
             raise ValueError(f"task: index: expected >= 0, got {index}")
-        key = json.dumps([self.name, self._length, split, int(index)])
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16])
-        rng = np.random.default_rng(seed)
+        rng = _rng(self.name, self._length, split, int(index))
         kind = KINDS[rng.integers(len(KINDS))]
         if kind == hops.COMPARISON:
             return hops.comparison_problem(rng, self._length, split)
@@ -114,9 +118,8 @@ class ScienceSuite:
             )
         return problem
 
-    def _solve(self, problem: Problem) -> list[Message]:
+    def _solve(self, solver: Solver) -> list[Message]:
         messages: list[Message] = []
-        solver = problem.solve()
         result: str | None = None
         while True:
             try:
@@ -130,6 +133,12 @@ class ScienceSuite:
             _, observation = tool.call(tool.initial_state(), call.arguments)
             result = observation.text
             messages.append({"role": "tool", "content": result})
+
+
+def _rng(*key: str | int) -> np.random.Generator:
+    """Randomness that is a function of the key alone."""
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16]))
 
 
 def _number(answer: Mapping[str, Any], inside: str) -> Verdict:
