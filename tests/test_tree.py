@@ -85,6 +85,7 @@ def test_the_document_of_a_tree():
     assert document["format"] == FORMAT == "elpo_jax.tree/1"
     assert document["task"] == {
         "id": "train/0", "kind": "ratio", "question": "How heavy?", "answer": {"value": 1},
+        "calls": 2,
     }  # fmt: skip
     assert document["prompt"] == {"text": "7 8 9", "tokens": 3}
     first, second, last, branch, _ = document["nodes"]

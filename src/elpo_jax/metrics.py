@@ -75,10 +75,15 @@ TABLE = (
     Metric("sft/tokens", "tokens with a loss in that update"),
     Metric("eval/success", "share of held-out tasks solved; the first row is the cold start's"),
     Metric("eval/success/<kind>", "the same for tasks of one kind"),
+    Metric("eval/success_by_calls/<n>", "the same for tasks that the suite solves in n calls"),
     Metric("eval/tasks", "held-out tasks tried"),
+    Metric("eval/trials/<kind>", "samples behind eval/success/<kind>"),
+    Metric("eval/trials_by_calls/<n>", "samples behind eval/success_by_calls/<n>"),
     Metric("eval/reward", "mean shaped reward on held-out tasks"),
     Metric("eval/response_length", "tokens after the prompt on held-out tasks"),
     Metric("eval/calls", "tool calls a held-out task"),
+    Metric("eval/error_share", "share of observations on held-out tasks that are errors"),
+    Metric("eval/end_<reason>", "share of held-out trajectories that ended so"),
     Metric("sampler/prefill_tokens", "tokens that went through prefill"),
     Metric("sampler/decode_tokens", "tokens drawn"),
     Metric("sampler/saved_tokens", "prefix tokens that forks spared from prefill"),
@@ -114,6 +119,23 @@ def lookup(name: str) -> Metric:
 def deterministic(row: Mapping[str, Any]) -> Row:
     """The row without what may differ between equal runs."""
     return {name: x for name, x in row.items() if name == "step" or not lookup(name).varies}
+
+
+def held_out_counts(
+    row: Mapping[str, Any], shares: str = "eval/success/", trials: str = "eval/trials/"
+) -> dict[str, tuple[int, int]]:
+    """(successes, trials) by group, from a row with an evaluation.
+
+    Args:
+      row: of metrics.
+      shares: the family of metrics with the groups' success.
+      trials: the family with the groups' samples.
+    """
+    groups = [name.removeprefix(trials) for name in row if name.startswith(trials)]
+    return {
+        group: (round(row[shares + group] * row[trials + group]), round(row[trials + group]))
+        for group in groups
+    }
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

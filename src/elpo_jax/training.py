@@ -1,7 +1,9 @@
 """The loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
 
 import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from elpo_jax.checkpoint import Checkpoints
@@ -11,7 +13,7 @@ from elpo_jax.config import differences, from_dict, to_dict
 from elpo_jax.errors import UsageError
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.update import TrainState
-from elpo_jax.metrics import MetricsWriter, read
+from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
@@ -75,6 +77,7 @@ class _Run:
         """From where the folder stands to the last step."""
         begun = self.saved
         self._cut_trees(begun)
+        self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
             if begun is None:
                 state, cold_start_metrics = self._begin()
@@ -85,6 +88,7 @@ class _Run:
             elif begun < self.config.train.steps:
                 self.display.note(f"{self.folder.path}: going on after step {begun}")
                 self._steps(self._warm_up(self._restore()), begun, metrics)
+        self._prune_evaluations()
         self._show_summary()
 
     def _begin(self) -> tuple[TrainState, Metrics]:
@@ -121,10 +125,12 @@ class _Run:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
                 position = (step - 1) * config.train.batch_prompts
+                started = time.monotonic()
                 state, trees, values = self.trainer.step(state, step, position, self.interrupts)
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
+                values["time/step"] = time.monotonic() - started
                 metrics.write(step, values)
                 done = step
                 if step == config.train.steps or is_due(step, config.checkpoint.every):
@@ -138,7 +144,8 @@ class _Run:
         self.display.stop()
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
-        values = self.trainer.evaluate(state)
+        trees, values = self.trainer.evaluate(state)
+        self.trainer.save_evaluation(self.folder, step, trees)
         tasks = round(values["eval/tasks"])
         self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
         return values
@@ -147,21 +154,36 @@ class _Run:
         if self.saved is None or step > self.saved:
             position = step * self.config.train.batch_prompts
             metadata = {"seed": self.config.seed, "data_position": position}
+            self._prune_evaluations()
             self.checkpoints.save(step, _parts(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
         """Removes what was written after the checkpoint that the run goes on from."""
-        for file in self.folder.trees.glob("step_*.json"):
-            if last_step is None or int(file.stem.removeprefix("step_")) > last_step:
+        for file in self.folder.trees.glob("*_*.json"):
+            if last_step is None or _step_of(file) > last_step:
+                file.unlink()
+
+    def _prune_evaluations(self) -> None:
+        """Keeps the first evaluation's trees, and of those up to a checkpoint the newest's."""
+        last_step = self.checkpoints.latest_step()
+        if last_step is not None:
+            files = sorted(self.folder.trees.glob("eval_*.json"))
+            covered = [file for file in files if _step_of(file) <= last_step]
+            for file in covered[1:-1]:
                 file.unlink()
 
     def _show_summary(self) -> None:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
-        before, after = (self.trainer.counts_by_kind(row) for row in (rows[0], rows[-1]))
+        before, after = (held_out_counts(row) for row in (rows[0], rows[-1]))
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+
+def _step_of(file: Path) -> int:
+    """The step in the name of a file of trees."""
+    return int(file.stem.partition("_")[2])
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
