@@ -72,7 +72,13 @@ LAYERS = {
         "training",
     ),
     # Programs. Nobody imports them.
-    "entry": ("evaluate", "policy.train_tokenizer", "tasks.science.derive_elements", "train"),
+    "entry": (
+        "evaluate",
+        "policy.train_tokenizer",
+        "report.__main__",
+        "tasks.science.derive_elements",
+        "train",
+    ),
 }
 MAY_IMPORT = {
     "base": {"base"},

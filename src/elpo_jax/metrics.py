@@ -58,6 +58,8 @@ TABLE = (
         "policy/clip_frac_low_elc", "clip_frac_low among tokens with the widened bound (Eq. 11)"
     ),
     Metric("policy/clip_frac_low_plain", "clip_frac_low among the other tokens"),
+    Metric("policy/clip_frac_high_elc", "clip_frac_high among tokens with the widened lower bound"),
+    Metric("policy/clip_frac_high_plain", "clip_frac_high among the other tokens"),
     Metric(
         "policy/kl_old", "KL from the policy before the step's updates, estimated on its samples"
     ),
@@ -154,6 +156,24 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+
+
+def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of a change in a proportion, from Wilson's intervals of the two.
+
+    With d = p₂ - p₁: d - √((u₁-p₁)² + (p₂-l₂)²) to d + √((p₁-l₁)² + (u₂-p₂)²); Newcombe 1998 (Stat.
+    Med. 17, 873), method 10, for independent samples. On the same tasks twice it is cautious.
+
+    Args:
+      before: (successes, trials), at least one trial.
+      after: the same.
+    """
+    (low1, high1), (low2, high2) = wilson(*before), wilson(*after)
+    p1, p2 = before[0] / before[1], after[0] / after[1]
+    return (
+        p2 - p1 - math.hypot(high1 - p1, p2 - low2),
+        p2 - p1 + math.hypot(p1 - low1, high2 - p2),
+    )
 
 
 def markdown() -> str:

@@ -15,6 +15,7 @@ from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.update import TrainState
 from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
+from elpo_jax.report.report import write_report
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
 
@@ -90,6 +91,7 @@ class _Run:
                 self._steps(self._warm_up(self._restore()), begun, metrics)
         self._prune_evaluations()
         self._show_summary()
+        self._report()
 
     def _begin(self) -> tuple[TrainState, Metrics]:
         """The state that RL begins with, and the metrics of the cold start's last update."""
@@ -179,6 +181,14 @@ class _Run:
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+    def _report(self) -> None:
+        """Writes the report; where that fails the run stands all the same."""
+        try:
+            self.display.note(f"report: {write_report(self.folder)}")
+        except UsageError as error:
+            again = f"python -m elpo_jax.report --workdir {self.folder.path}"
+            self.display.note(f"no report: {error}; once that is mended: {again}")
 
 
 def _step_of(file: Path) -> int:
