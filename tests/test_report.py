@@ -24,7 +24,7 @@ from runs import (
 from elpo_jax.errors import UsageError
 from elpo_jax.metrics import TABLE
 from elpo_jax.report import verdict
-from elpo_jax.report.documents import criticals, episodes
+from elpo_jax.report.documents import criticals, does, episodes
 from elpo_jax.report.failures import lost_at, moves, sort_failures
 from elpo_jax.report.report import spread, write_report
 from elpo_jax.report.run import read_run, tree_files
@@ -123,6 +123,8 @@ def test_episodes_say_how_they_failed():
     assert [e.calls for e in found] == [2, 1, 2, 1]
     assert [e.error for e in found] == [None, None, None, "tool_error"]
     assert [e.leaf for e in found] == [2, 3, 4, 6]
+    assert does(tree["nodes"][2], "answer") == "answer"
+    assert does(tree["nodes"][2], "length") == "cut turn"
     (critical,) = criticals(0, tree)
     assert (critical.position, critical.does, critical.node) == (2 / 3, "lookup", 1)
     (group,) = lost_at([("step_000001", critical)])

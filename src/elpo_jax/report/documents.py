@@ -67,7 +67,7 @@ class Critical(NamedTuple):
 
     Attributes:
       position: t_crit / (K + 1), K the trajectory's tool calls.
-      does: the tool that the critical step calls, 'answer', or 'malformed call'.
+      does: what the critical step does (see `does`).
       error: the step's output was an error.
       tree: number of the tree in its file.
       node: the critical step.
@@ -119,6 +119,7 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
 
 def criticals(number: int, document: Document) -> Iterator[Critical]:
     """The critical steps that the tree's searches resolved."""
+    ends = {leaf["node"]: leaf["end"] for leaf in document["leaves"]}
     for found in document["localizations"]:
         if not found["resolved"]:
             continue
@@ -127,18 +128,28 @@ def criticals(number: int, document: Document) -> Iterator[Critical]:
         node = nodes[found["critical_node"]]
         yield Critical(
             position=found["low"] / (calls + 1),
-            does=does(node),
+            does=does(node, ends.get(found["critical_node"])),
             error=bool(node["observation"] and node["observation"]["error"]),
             tree=number,
             node=found["critical_node"],
         )
 
 
-def does(node: Document) -> str:
-    """What a turn does, in a word or two: a tool's name, 'malformed call', 'answer'."""
+def does(node: Document, end: str | None) -> str:
+    """What a turn does, in a word or two.
+
+    Args:
+      node: the turn.
+      end: why the trajectory ended with it; None if it went on.
+
+    Returns:
+      A tool's name, 'malformed call', 'answer', or 'cut turn' where a cap left neither.
+    """
     if node["call"]:
         return node["call"]["name"]
-    return "malformed call" if node["is_call"] else "answer"
+    if node["is_call"]:
+        return "malformed call"
+    return "answer" if end == "answer" else "cut turn"
 
 
 def turn(node: Document) -> Turn:

@@ -96,9 +96,10 @@ def _write_trees(folder: WorkDir, pages: int) -> _Trees:
     chosen = spread([file for file in files if not file.is_evaluation], pages)
     drawn = [file for file in files if file.is_evaluation or file in chosen]
     found.left_out = len(files) - len(drawn)
-    for before, file, after in zip([None, *drawn], drawn, [*drawn[1:], None], strict=False):
+    for file, after in zip(drawn, [*drawn[1:], None], strict=False):
         try:
             documents = read_trees(file)
+            before = found.files[-1] if found.files else None
             page = tree_page(file, documents, before, after)
             _note(found, file, documents)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -118,12 +119,15 @@ def _write_trees(folder: WorkDir, pages: int) -> _Trees:
 
 
 def _note(found: _Trees, file: TreeFile, documents: Sequence[Document]) -> None:
-    for i, document in enumerate(documents):
-        if file.is_evaluation:
-            found.evaluations.setdefault(file.step, []).extend(episodes(i, document))
-        else:
-            found.criticals += [(file, critical) for critical in criticals(i, document)]
-    found.rows += index_rows(file, list(documents))
+    """Adds what a file's trees say; nothing of them if one can't be read."""
+    rows = index_rows(file, list(documents))
+    if file.is_evaluation:
+        seen = [each for i, tree in enumerate(documents) for each in episodes(i, tree)]
+        found.evaluations[file.step] = seen
+    else:
+        named = [each for i, tree in enumerate(documents) for each in criticals(i, tree)]
+        found.criticals += [(file, critical) for critical in named]
+    found.rows += rows
 
 
 def spread(files: Sequence[TreeFile], count: int) -> list[TreeFile]:

@@ -137,8 +137,8 @@ def _lead(run: Run, before: Share, after: Share, step: int) -> str:
     low, high = difference_interval(before, after)
     algorithm = str(run.config.get("algorithm", "RL"))
     return (
-        f"After {step} steps of {algorithm} the policy solves {after} held-out tasks; after the "
-        f"cold start it solved {before}. That is a change of "
+        f"After {step} steps of {algorithm} the policy solves {after} held-out tasks; before RL "
+        f"it solved {before}. That is a change of "
         f"{points(after.value - before.value)} points (95% interval {points(low)} to "
         f"{points(high)})."
     )
@@ -179,6 +179,8 @@ def _groups(found: list[Change], what: str) -> str:
     if len(known) < 2:
         return ""
     ranked = sorted(known, reverse=True)
+    if ranked[0][0] == ranked[-1][0]:
+        return ""
     most, least = ranked[: min(3, len(ranked) // 2)], ranked[-min(2, len(ranked) // 2) :]
     return (
         f"By {what}, most was gained on {_listed(most)}, least on {_listed(least)} (points of "
@@ -263,6 +265,8 @@ def _gradient(run: Run) -> Check | None:
         return None
     median = values[len(values) // 2]
     text = f"norm {number(median)} in the median, {number(values[-1])} at most"
+    if not values[-1]:
+        return Check("look", "Gradients", "all are 0: nothing was learnt.")
     if values[-1] > 10 * median:
         return Check("look", "Gradients", f"{text}: there were spikes.")
     return Check("ok", "Gradients", f"{text}.")
