@@ -45,6 +45,8 @@ LAYERS = {
     # Plain Python. No jax.
     "host": (
         "cli",
+        "comparison",
+        "comparison_plot",
         "credit",
         "interrupt",
         "metrics",
@@ -72,7 +74,13 @@ LAYERS = {
         "training",
     ),
     # Programs. Nobody imports them.
-    "entry": ("evaluate", "policy.train_tokenizer", "tasks.science.derive_elements", "train"),
+    "entry": (
+        "compare",
+        "evaluate",
+        "policy.train_tokenizer",
+        "tasks.science.derive_elements",
+        "train",
+    ),
 }
 MAY_IMPORT = {
     "base": {"base"},

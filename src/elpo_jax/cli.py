@@ -180,9 +180,17 @@ def _reason(error: Exception) -> str:
 
 
 def _help(program: str, options: Sequence[Option]) -> str:
-    shown = " ".join(f"--{option.name} {option.name.upper()}" for option in options)
-    lines = [f"usage: python {program} {shown} [--config.KEY=VALUE ...]", ""]
-    lines += [f"  --{option.name}  {option.help}" for option in options]
+    def usage(option: Option) -> str:
+        text = f"--{option.name} {option.name.upper()}"
+        return text if option.default is None else f"[{text}]"
+
+    def described(option: Option) -> str:
+        default = "" if option.default is None else f" (default: {option.default})"
+        return f"  --{option.name}  {option.help}{default}"
+
+    shown = " ".join(map(usage, options))
+    lines = [f"usage: python -m elpo_jax.{Path(program).stem} {shown} [--config.KEY=VALUE ...]", ""]
+    lines += map(described, options)
     lines += ["", "Keys and their defaults:"]
     lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
     return "\n".join(lines)

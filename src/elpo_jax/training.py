@@ -1,6 +1,7 @@
 """The loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,6 +118,7 @@ class _Run:
         """
         config = self.config
         self.display.start("training", config.train.steps, done)
+        written = time.monotonic()
         try:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
@@ -125,7 +127,8 @@ class _Run:
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
-                metrics.write(step, values)
+                written, before = time.monotonic(), written
+                metrics.write(step, values | {"time/step": written - before})
                 done = step
                 if step == config.train.steps or is_due(step, config.checkpoint.every):
                     self._save(state, step)
