@@ -322,7 +322,7 @@ def test_the_command(tmp_path):
     done = command("--workdir", str(folder.path), "--pages", "1")
     assert (done.returncode, done.stdout.strip()) == (0, str(folder.report)), done.stderr
     assert not (folder.trees / "step_000001.html").exists()
-    assert command("--help").stdout.startswith("usage: python")
+    assert command("--help").stdout.startswith("usage: python -m elpo_jax.report --workdir WORKDIR")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elpo_jax.metrics import deterministic, read
+from elpo_jax.metrics import TABLE, deterministic, read
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -29,8 +29,10 @@ SETTINGS = {
     "sampler.prefill_chunks": "32",
     "episode.max_length": 208,
     "episode.max_turn_tokens": 32,
+    "episode.spare_calls": 2,
     "rollout.budget": 8,
     "sft.steps": 400,
+    "sft.detours": 0.0,
     "sft.batch": 16,
     "sft.optimizer.learning_rate": 4e-3,
     "train.steps": STEPS,
@@ -45,18 +47,52 @@ SETTINGS = {
     "optimizer.learning_rate": 1e-4,
 }
 
+# `elpo_jax.train`, but for a file that says which phase of which step it is in.
+ANNOUNCING = """
+import os, runpy
+from elpo_jax.trainer import Trainer
+from elpo_jax.learner.learner import Learner
+
+def announce(owner, name, phase):
+    call, count = getattr(owner, name), iter(range(1, 99))
+    def announced(*arguments):
+        with open(os.environ["PHASES"], "a") as file:
+            print(phase, next(count), file=file)
+        return call(*arguments)
+    setattr(owner, name, announced)
+
+announce(Trainer, "_roll_out", "rollout")
+announce(Learner, "update", "update")
+runpy.run_module("elpo_jax.train", run_name="__main__", alter_sys=True)
+"""
+
 
 def command(workdir, cache, **changes):
     settings = SETTINGS | {"sft.cache_dir": cache} | changes
     return [
-        *(sys.executable, "-m", "elpo_jax.train", "--config", "experiments/sci.py"),
+        *(sys.executable, "-c", ANNOUNCING, "--config", "experiments/sci.py"),
         *("--workdir", str(workdir)),
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
 
 
+def phases(workdir):
+    """A file with a line for each phase that the newest process has begun."""
+    return workdir.with_suffix(".phases")
+
+
+def has_begun(workdir, phase):
+    file = phases(workdir)
+    return file.exists() and f"{phase}\n" in file.read_text()
+
+
 def start(workdir, cache, **changes):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "src")}
+    phases(workdir).unlink(missing_ok=True)
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT / "src"),
+        "PHASES": str(phases(workdir)),
+    }
     return subprocess.Popen(
         command(workdir, cache, **changes),
         cwd=ROOT,
@@ -163,18 +199,26 @@ def test_killed_in_rollouts_updates_and_checkpoint_writes(undisturbed, cache, tm
     """One run, killed again and again at its tenderest moments."""
     workdir = tmp_path / "run"
     moments = [
-        ("a checkpoint write", lambda: is_writing(workdir)),
-        ("the middle of a step", lambda: rows(workdir) >= 2),
+        ("the first checkpoint write", lambda: is_writing(workdir), 0),
+        ("a rollout", lambda: has_begun(workdir, "rollout 1"), 0.05),
+        ("an update", lambda: has_begun(workdir, "update 1"), 0.05),
         (
             "another checkpoint write",
             lambda: is_writing(workdir) and "2" not in checkpoints(workdir),
+            0,
         ),
-        ("the step after a checkpoint", lambda: "4" in checkpoints(workdir)),
+        (
+            "an update after a checkpoint",
+            lambda: "2" in checkpoints(workdir) and has_begun(workdir, "update 3"),
+            0.05,
+        ),
+        ("a later rollout", lambda: has_begun(workdir, "rollout 2"), 0.05),
     ]
-    for what, condition in moments:
+    for what, condition, delay in moments:
         process = start(workdir, cache)
         wait_for(condition, process, what)
-        process.send_signal(signal.SIGKILL)
+        time.sleep(delay)
+        process.kill()
         process.communicate()
     output = finish(start(workdir, cache))
     assert "going on after step" in output
@@ -199,6 +243,8 @@ def test_a_finished_run_is_only_summed_up_again(undisturbed, cache, tmp_path):
     workdir = tmp_path / "run"
     finish(start(workdir, cache))
     before = (workdir / "metrics.jsonl").read_bytes()
+    written = {name for row in read(workdir / "metrics.jsonl") for name in row}
+    assert {metric.name for metric in TABLE if "<" not in metric.name} <= written
     output = finish(start(workdir, cache))
     assert "Held-out success" in output
     assert "compiling" not in output

@@ -45,6 +45,8 @@ LAYERS = {
     # Plain Python. No jax.
     "host": (
         "cli",
+        "comparison",
+        "comparison_plot",
         "credit",
         "interrupt",
         "metrics",
@@ -73,6 +75,7 @@ LAYERS = {
     ),
     # Programs. Nobody imports them.
     "entry": (
+        "compare",
         "evaluate",
         "policy.train_tokenizer",
         "report.__main__",

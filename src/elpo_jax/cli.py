@@ -201,11 +201,16 @@ def _help(program: str, options: Sequence[Option]) -> str:
 
 
 def _usage(program: str, options: Sequence[Option], more: str = "") -> str:
-    shown = " ".join(
-        f"--{option.name} {option.name.upper()}"
-        if option.default is None
-        else f"[--{option.name} {option.name.upper()}]"
-        for option in options
-    )
-    lines = [f"usage: python {program} {shown}{more}", ""]
-    return "\n".join([*lines, *(f"  --{option.name}  {option.help}" for option in options)])
+    def usage(option: Option) -> str:
+        text = f"--{option.name} {option.name.upper()}"
+        return text if option.default is None else f"[{text}]"
+
+    def described(option: Option) -> str:
+        default = "" if option.default is None else f" (default: {option.default})"
+        return f"  --{option.name}  {option.help}{default}"
+
+    path = Path(program)
+    module = path.parent.name if path.stem == "__main__" else path.stem
+    shown = " ".join(map(usage, options))
+    lines = [f"usage: python -m elpo_jax.{module} {shown}{more}", ""]
+    return "\n".join([*lines, *map(described, options)])

@@ -45,6 +45,7 @@ TABLE = (
     Metric("episode/end_<reason>", "share of trajectories that ended so"),
     Metric("episode/drops", "rollouts lost to broken infrastructure, and replaced"),
     Metric("episode/dropped_tasks", "tasks that left the batch after too many drops"),
+    Metric("rollout/total", "rollouts of the step, branches included"),
     Metric("rollout/per_tree", "rollouts a tree, branches included"),
     Metric("bel/searches", "searches a tree"),
     Metric("bel/localized_frac", "share of searches resolved within the budget"),
@@ -97,7 +98,7 @@ TABLE = (
     Metric("time/rollout", "seconds of rollouts", varies=True),
     Metric("time/update", "seconds of updates", varies=True),
     Metric("time/eval", "seconds of evaluation", varies=True),
-    Metric("time/step", "seconds of the whole step", varies=True),
+    Metric("time/step", "seconds since the row before, everything included", varies=True),
 )
 
 _EXACT = {metric.name: metric for metric in TABLE if "<" not in metric.name}

@@ -123,17 +123,17 @@ class _Run:
         """
         config = self.config
         self.display.start("training", config.train.steps, done)
+        written = time.monotonic()
         try:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
                 position = (step - 1) * config.train.batch_prompts
-                started = time.monotonic()
                 state, trees, values = self.trainer.step(state, step, position, self.interrupts)
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
-                values["time/step"] = time.monotonic() - started
-                metrics.write(step, values)
+                written, before = time.monotonic(), written
+                metrics.write(step, values | {"time/step": written - before})
                 done = step
                 if step == config.train.steps or is_due(step, config.checkpoint.every):
                     self._save(state, step)

@@ -242,7 +242,8 @@ def _node(
         verdict = "✓ right" if leaf["success"] else "✗ failed"
         end_lines = (verdict, f"R {signed(leaf['reward'])} · {ENDS.get(leaf['end'], leaf['end'])}")
     marks = tags.get(node["id"], [])
-    title = f"Step {node['depth']} of rollout {node['ordinal']}: {does(node, leaf['end'] if leaf else None)}"
+    done = does(node, leaf["end"] if leaf else None)
+    title = f"Step {node['depth']} of rollout {node['ordinal']}: {done}"
     return NodeView(
         id=node["id"],
         parent=node["parent"],

@@ -26,6 +26,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
                               many trajectories share it
       episode/end_<reason>    share of trajectories that ended so: answer, length, turns, calls,
                               observation
+      rollout/total           rollouts, branches included
       rollout/per_tree        rollouts a tree, branches included
       bel/searches            searches a tree (only where there are any, like all of bel/)
       bel/localized_frac      share of searches resolved within the budget
@@ -53,7 +54,8 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
     }
     for end in ENDS:
         values[f"episode/end_{end}"] = [leaf.end == end for leaf, _ in paths]
-    return {name: float(np.mean(each)) for name, each in (values | _bel(trees)).items() if each}
+    means = {name: float(np.mean(each)) for name, each in (values | _bel(trees)).items() if each}
+    return {"rollout/total": float(len(paths)), **means}
 
 
 def _bel(trees: Sequence[Tree]) -> dict[str, list[float]]:

@@ -1,0 +1,96 @@
+"""Trains with several algorithms and seeds, and compares them at equal budget.
+
+`python -m elpo_jax.compare --config experiments/sci.py --workdir DIR [--algorithms elpo,grpo]
+[--seeds 0,1,2]`
+
+DIR/<algorithm>/<seed> are ordinary runs; DIR/comparison.{json,md,png} is what came out. The same
+command on the same folder goes on where it stopped.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from elpo_jax.algorithms import ALGORITHMS
+from elpo_jax.cli import Option, parse, run
+from elpo_jax.comparison import compare, markdown
+from elpo_jax.comparison_plot import plot
+from elpo_jax.components import build
+from elpo_jax.config import Config
+from elpo_jax.errors import UsageError, unknown_name
+from elpo_jax.interrupt import Interrupted, Interrupts
+from elpo_jax.metrics import read
+from elpo_jax.progress import Display
+from elpo_jax.tasks import SUITES
+from elpo_jax.training import train
+from elpo_jax.workdir import WorkDir, write_atomic, write_json
+
+OPTIONS = [
+    Option("workdir", "the folder of the runs and of what came out; it is made if missing"),
+    Option("algorithms", "names, with commas", "elpo,grpo"),
+    Option("seeds", "whole numbers, with commas", "0,1,2"),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    config, options = parse(argv, OPTIONS, {"algorithm": ALGORITHMS, "suite.name": SUITES})
+    algorithms, seeds = _names(options["algorithms"]), _seeds(options["seeds"])
+    folder = Path(options["workdir"])
+    with Interrupts() as interrupts, Display() as display:
+        try:
+            # Seeds first, so that there is something to compare early on.
+            for seed in seeds:
+                for name in algorithms:
+                    display.note(f"{name}, seed {seed}")
+                    each = replace(config, algorithm=name, seed=seed)
+                    train(build(each), WorkDir(folder / name / str(seed)), display, interrupts)
+        except Interrupted as interrupted:
+            sys.exit(128 + interrupted.signal_number)
+        _write(folder, config, algorithms, seeds, display)
+
+
+def _write(
+    folder: Path, config: Config, algorithms: Sequence[str], seeds: Sequence[int], display: Display
+) -> None:
+    runs: Mapping[str, Mapping[int, Sequence[Mapping[str, object]]]] = {
+        name: {seed: read(WorkDir(folder / name / str(seed)).metrics) for seed in seeds}
+        for name in algorithms
+    }
+    found = compare(runs)
+    trials = int(runs[algorithms[0]][seeds[0]][0]["eval/tasks"])  # type: ignore[call-overload]
+    title = f"{config.suite.name}: held-out success, {len(seeds)} seeds"
+    write_json(folder / "comparison.json", found)
+    write_atomic(folder / "comparison.md", markdown(found, trials))
+    plot(found, title, folder / "comparison.png")
+    display.note(f"\n{markdown(found, trials)}")
+    display.note(f"{folder}: comparison.md, comparison.json, comparison.png")
+
+
+def _names(text: str) -> list[str]:
+    names = _items(text, "--algorithms")
+    unknown = [unknown_name("--algorithms", name, ALGORITHMS) for name in names]
+    problems = [line for name, line in zip(names, unknown, strict=True) if name not in ALGORITHMS]
+    if problems:
+        raise UsageError(problems)
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    items = _items(text, "--seeds")
+    wrong = [item for item in items if not item.isascii() or not item.isdigit()]
+    if wrong:
+        raise UsageError([f"--seeds: expected whole numbers >= 0, got {wrong[0]!r}"])
+    return [int(item) for item in items]
+
+
+def _items(text: str, flag: str) -> list[str]:
+    """What stands between commas; each once."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items or len(set(items)) < len(items):
+        raise UsageError([f"{flag}: expected different items with commas, got {text!r}"])
+    return items
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,98 @@
+"""Comparisons of runs: curves, intervals over seeds, the table and the picture."""
+
+import json
+import math
+
+import pytest
+
+from elpo_jax.compare import main
+from elpo_jax.comparison import Point, compare, curve, estimate, markdown
+from elpo_jax.comparison_plot import plot
+from elpo_jax.errors import UsageError
+
+
+def rows(*successes):
+    """A run of 16 rollouts a step, evaluated at every step."""
+    first, *rest = successes
+    costs = {
+        "rollout/total": 16.0,
+        "sampler/decode_tokens": 100,
+        "time/rollout": 2.0,
+        "time/update": 1.0,
+        "time/eval": 9.0,
+        "time/step": 12.5,
+    }
+    return [
+        {"step": 0, "eval/success": first, "eval/tasks": 256.0},
+        *({"step": i, "eval/success": x, **costs} for i, x in enumerate(rest, 1)),
+    ]
+
+
+RUNS = {
+    "elpo": {0: rows(0.10, 0.20, 0.40), 1: rows(0.20, 0.30, 0.60), 2: rows(0.30, 0.40, 0.50)},
+    "grpo": {0: rows(0.10, 0.10, 0.30), 1: rows(0.20, 0.20, 0.40), 2: rows(0.30, 0.40, 0.50)},
+}
+
+
+def test_a_curve_sums_what_was_spent_before_each_evaluation():
+    points = curve(rows(0.1, 0.2, 0.4))
+    assert points[0] == Point(0, 0, 0, 0, 0.1)
+    assert points[2] == Point(2, 32, 200, 6, 0.4)
+    skipped = rows(0.1, 0.2, 0.4)
+    del skipped[1]["eval/success"]
+    assert curve(skipped) == [points[0], points[2]]
+    with pytest.raises(ValueError, match="eval/success"):
+        curve([{"step": 0}])
+
+
+def test_intervals_are_students():
+    # t(0.975, 2) = 4.30265; 0.4, 0.6, 0.5: deviation 0.1, so 0.5 ± 4.30265 * 0.1 / sqrt(3).
+    found = estimate([0.4, 0.6, 0.5])
+    assert found.mean == pytest.approx(0.5)
+    assert found.spread == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.5 - 0.248414, abs=1e-5)
+    assert found.high == pytest.approx(0.5 + 0.248414, abs=1e-5)
+    alone = estimate([0.4])
+    assert alone.mean == 0.4
+    assert math.isnan(alone.spread)
+
+
+def test_algorithms_are_paired_by_seed():
+    found = compare(RUNS)
+    assert found["algorithms"]["elpo"]["gain"]["mean"] == pytest.approx(0.3)
+    assert found["algorithms"]["grpo"]["after"]["mean"] == pytest.approx(0.4)
+    assert found["algorithms"]["elpo"]["rollouts"] == 32
+    difference = found["differences"]["elpo - grpo"]  # of 0.1, 0.2 and 0
+    assert difference["mean"] == pytest.approx(0.1)
+    assert difference["spread"] == pytest.approx(0.1)
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_table_says_what_was_found(tmp_path):
+    table = markdown(compare(RUNS), 256)
+    row = "| elpo | 3 | 20.0 ± 10.0 [-4.8, 44.8] | 50.0 ± 10.0 [25.2, 74.8] |"
+    assert row in table
+    assert "elpo - grpo, paired by seed: +10.0 ± 10.0 [-14.8, 34.8] points" in table
+    one = {name: {0: by_seed[0]} for name, by_seed in RUNS.items()}
+    assert "| elpo | 1 | 10.0 | 40.0 | +30.0 | 32 | 200 | 6 |" in markdown(compare(one), 256)
+    json.dumps(compare(one), allow_nan=False)
+    plot(compare(one), "one seed", tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("algorithms", "elpo,gprpo", "got 'gprpo'; did you mean grpo"),
+        ("algorithms", "elpo,elpo", "different items"),
+        ("algorithms", ",", "different items"),
+        ("seeds", "0,x", "got 'x'"),
+        ("seeds", "-1", "got '-1'"),
+    ],
+)
+def test_bad_lists_are_one_line(tmp_path, flag, value, words):
+    argv = ["compare", "--config", "experiments/sci.py", "--workdir", str(tmp_path / "new")]
+    with pytest.raises(UsageError, match=words) as caught:
+        main([*argv, f"--{flag}={value}"])
+    assert len(caught.value.problems) == 1
+    assert not (tmp_path / "new").exists()
