@@ -173,6 +173,7 @@ def test_statistics_by_hand():
         "episode/end_turns": 0.0,
         "episode/end_calls": 1 / 4,
         "episode/end_observation": 0.0,
+        "rollout/total": 4.0,
         "rollout/per_tree": 2.0,
         "bel/searches": 1.0,
         "bel/localized_frac": 1.0,
@@ -183,7 +184,7 @@ def test_statistics_by_hand():
 
 
 def test_statistics_leave_out_what_is_undefined():
-    assert summarize([]) == {}
+    assert summarize([]) == {"rollout/total": 0.0}
     tree = empty_tree()
     tree.add(rollout(0, ROOT, [answer_step()], True))
     metrics = summarize([tree])
