@@ -16,7 +16,8 @@ from worlds import PROPERTY
 from elpo_jax.config import SuiteConfig
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Task
-from elpo_jax.tasks.science.compounds import compounds, split_of
+from elpo_jax.tasks.problems import split_of
+from elpo_jax.tasks.science.compounds import compounds
 from elpo_jax.tasks.science.elements import UNITS, by_symbol
 from elpo_jax.tasks.science.formulas import parse
 from elpo_jax.tasks.science.suite import KINDS, LENGTHS, ScienceSuite
