@@ -66,6 +66,7 @@ LAYERS = {
         "checkpoint",
         "cold_start",
         "components",
+        "data_order",
         "evaluation",
         "learner",
         "policy",
