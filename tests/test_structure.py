@@ -174,6 +174,20 @@ def test_the_layers_name_only_what_there_is():
         assert any(name == prefix or name.startswith(f"{prefix}.") for name in FILES), prefix
 
 
+def test_only_the_registry_knows_the_suites():
+    """A further suite is its own file or folder, a line of the registry and an experiment."""
+    shared = {"answers", "base", "files", "problems", "rewards"}
+    suites = {name.split(".")[1] for name in FILES if name.startswith("tasks.")} - shared
+    assert {"math", "science"} <= suites
+    for module in FILES:
+        inner, _ = imports(module)
+        known = {name.split(".")[1] for name in inner if name.startswith("tasks.")} & suites
+        own = module.split(".")[1] if module.startswith("tasks.") else None
+        # The embedded tokenizer is made of the science suite's conversations.
+        if known - {own} and module not in ("tasks", "policy.train_tokenizer"):
+            pytest.fail(f"{module} knows {sorted(known)}")
+
+
 def test_everything_imported_is_required():
     """What setup.cfg doesn't list isn't there on a fresh machine."""
     text = (ROOT / "setup.cfg").read_text(encoding="utf-8")

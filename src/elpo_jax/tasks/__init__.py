@@ -8,11 +8,13 @@ from elpo_jax.config import SuiteConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks.base import Suite
 from elpo_jax.tasks.files import KEYS, Question
+from elpo_jax.tasks.math import MathSuite
 from elpo_jax.tasks.science.suite import ScienceSuite
 
 Questions = Mapping[str, Sequence[Question]]  # from files, by split
 
 SUITES: Mapping[str, Callable[[SuiteConfig, Questions], Suite]] = {
+    "math": lambda config, questions: MathSuite(config.length, questions),
     "science": lambda config, questions: ScienceSuite(config.length),
 }
 
