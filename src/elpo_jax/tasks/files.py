@@ -6,7 +6,7 @@ A row that can't be used is left out and named by its line. A file without any o
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,9 +66,7 @@ def read_files(config: DataConfig) -> Files:
             content = _content(Path(path), KEYS[split])
             digests[split] = hashlib.sha256(content).hexdigest()
             good, bad = read_lines(content, config.format)
-            lines = [f"{path}:{line}" for line in bad[:_NAMED]]
-            if bad[_NAMED:]:
-                lines.append(f"{path}: and {len(bad) - _NAMED} more rows like these")
+            lines = _named(path, bad)
             if not good:
                 expected = f"a {config.format} row that can be used"
                 raise UsageError([f"{KEYS[split]}: {path}: expected {expected}, got none", *lines])
@@ -149,6 +147,13 @@ def _content(path: Path, key: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError([f"{key}: {path}: expected a file to read: {error.strerror}"]) from None
+
+
+def _named(path: str, bad: Sequence[str]) -> list[str]:
+    """A line for each of the first bad rows, and one that counts the rest."""
+    lines = [f"{path}:{line}" for line in bad[:_NAMED]]
+    rest = len(bad) - len(lines)
+    return [*lines, f"{path}: and {rest} more rows like these"] if rest else lines
 
 
 def _shared(questions: Mapping[str, tuple[Question, ...]]) -> list[str]:
