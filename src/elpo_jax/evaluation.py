@@ -29,8 +29,13 @@ class Count:
 
 
 def held_out_tasks(components: Components) -> list[Task]:
-    """The first `eval.tasks` tasks of the held-out split, the same at every evaluation."""
-    return [components.suite.task(HELD_OUT, i) for i in range(components.config.eval.tasks)]
+    """The first `eval.tasks` tasks of the held-out split, the same at every evaluation.
+
+    A finite split may have fewer.
+    """
+    wanted, indices = components.config.eval.tasks, components.indices[HELD_OUT]
+    chosen = range(wanted) if indices is None else indices[:wanted]
+    return [components.suite.task(HELD_OUT, index) for index in chosen]
 
 
 def evaluate(

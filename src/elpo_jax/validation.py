@@ -10,6 +10,7 @@ from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.learner.base import AGGREGATIONS
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
+from elpo_jax.tasks.files import FORMATS
 from elpo_jax.tasks.rewards import REWARDS
 
 
@@ -46,6 +47,8 @@ _OPTIMIZER = {
 
 RANGES = {
     "seed": SEED,
+    "data.train": FILE,
+    "data.eval": FILE,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -114,6 +117,7 @@ RANGES = {
 NAMES: Mapping[str, Collection[str]] = {
     "suite.length": ("short", "long"),
     "suite.reward": REWARDS,
+    "data.format": FORMATS,
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
     "rollout.search": SEARCHES,
