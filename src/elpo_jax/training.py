@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from elpo_jax.checkpoint import Checkpoints
@@ -13,8 +14,9 @@ from elpo_jax.data_order import TrainingTasks
 from elpo_jax.errors import UsageError
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.update import TrainState
-from elpo_jax.metrics import MetricsWriter, read
+from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
+from elpo_jax.report.report import write_report
 from elpo_jax.tasks.base import TRAIN
 from elpo_jax.tasks.files import KEYS
 from elpo_jax.trainer import Metrics, Trainer
@@ -88,6 +90,7 @@ class _Run:
             self.display.note(f"{self.folder.path}: going on after step {begun}")
             restored = self._restore()  # before anything is cut
         self._cut_trees(begun)
+        self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
             if begun is None:
                 state, cold_start_metrics = self._begin()
@@ -97,7 +100,9 @@ class _Run:
                 self._steps(state, 0, metrics)
             elif restored is not None:
                 self._steps(self._warm_up(restored), begun, metrics)
+        self._prune_evaluations()
         self._show_summary()
+        self._report()
 
     def _begin(self) -> tuple[TrainState, Metrics]:
         """The state that RL begins with, and the metrics of the cold start's last update."""
@@ -167,7 +172,8 @@ class _Run:
         self.display.stop()
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
-        values = self.trainer.evaluate(state)
+        trees, values = self.trainer.evaluate(state)
+        self.trainer.save_evaluation(self.folder, step, trees)
         tasks = round(values["eval/tasks"])
         self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
         return values
@@ -179,21 +185,44 @@ class _Run:
                 "data_order": self.order,
                 "data_files": self.trainer.components.files.digests,
             }
+            self._prune_evaluations()
             self.checkpoints.save(step, _parts(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
         """Removes what was written after the checkpoint that the run goes on from."""
-        for file in self.folder.trees.glob("step_*.json"):
-            if last_step is None or int(file.stem.removeprefix("step_")) > last_step:
+        for file in self.folder.trees.glob("*_*.json"):
+            if last_step is None or _step_of(file) > last_step:
+                file.unlink()
+
+    def _prune_evaluations(self) -> None:
+        """Keeps the first evaluation's trees, and of those up to a checkpoint the newest's."""
+        last_step = self.checkpoints.latest_step()
+        if last_step is not None:
+            files = sorted(self.folder.trees.glob("eval_*.json"))
+            covered = [file for file in files if _step_of(file) <= last_step]
+            for file in covered[1:-1]:
                 file.unlink()
 
     def _show_summary(self) -> None:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
-        before, after = (self.trainer.counts_by_kind(row) for row in (rows[0], rows[-1]))
+        before, after = (held_out_counts(row) for row in (rows[0], rows[-1]))
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+    def _report(self) -> None:
+        """Writes the report; where that fails the run stands all the same."""
+        try:
+            self.display.note(f"report: {write_report(self.folder)}")
+        except UsageError as error:
+            again = f"python -m elpo_jax.report --workdir {self.folder.path}"
+            self.display.note(f"no report: {error}; once that is mended: {again}")
+
+
+def _step_of(file: Path) -> int:
+    """The step in the name of a file of trees."""
+    return int(file.stem.partition("_")[2])
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
