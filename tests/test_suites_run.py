@@ -108,7 +108,10 @@ TRAIN_ROWS = [
     json.dumps({"question": "pens " * 100, "answer": "#### 1"}),
     json.dumps({"question": "7 cans of 8 pens. How many pens?", "answer": "#### 56"}),
 ]
-HELD_OUT_ROWS = [gsm8k_row(a, 9) for a in range(2, 5)]
+HELD_OUT_ROWS = [
+    *(gsm8k_row(a, 9) for a in range(2, 5)),
+    json.dumps({"question": "A can of 5 pens. How many pens?", "answer": "#### 5"}),
+]
 
 
 class World:
@@ -156,16 +159,18 @@ def test_a_run_on_files_goes_from_reading_to_evaluation(world, undisturbed):
     for line in (
         f"{world.train}:6: answer: expected this field, got 'question'",
         f"data.train: {world.train}: questions: 7, bad rows: 1",
-        f"data.eval: {world.held_out}: questions: 3, bad rows: 0",
+        f"data.eval: {world.held_out}: questions: 4, bad rows: 0",
         "data.train: left out, too long for episode.max_length=256: 1",
-        "data.eval: fewer than eval.tasks=8: 3",
+        "data.eval: fewer than eval.tasks=8: 4",
     ):
         assert line in output.splitlines()
     rows = read(path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert rows[0]["sft/loss"] > 0
-    assert [row["eval/tasks"] for row in rows if "eval/tasks" in row] == [3, 3]
-    assert "eval/success/gsm8k" in rows[-1]
+    assert [row["eval/tasks"] for row in rows if "eval/tasks" in row] == [4, 4]
+    assert rows[-1]["eval/trials/gsm8k"] == 4
+    assert rows[-1]["eval/trials_by_calls/1"] == 3  # one has no worked solution
+    assert "gsm8k" in (path / "report.html").read_text()
     assert {row["policy/grad_norm"] >= 0 for row in rows[1:]} == {True}
 
 
@@ -204,9 +209,9 @@ def test_a_checkpoint_is_evaluated_on_the_file(world, undisturbed, tmp_path, cap
     argv = flags("experiments/math.py", **world.settings)
     evaluate([*argv, "--checkpoint", str(undisturbed[0]), "--output", str(output)])
     found = json.loads(output.read_text())
-    assert (found["tasks"], found["step"]) == (3, STEPS)
-    assert found["kinds"]["gsm8k"]["trials"] == 3
-    assert "data.eval: fewer than eval.tasks=8: 3" in capsys.readouterr().out
+    assert (found["tasks"], found["step"]) == (4, STEPS)
+    assert found["kinds"]["gsm8k"]["trials"] == 4
+    assert "data.eval: fewer than eval.tasks=8: 4" in capsys.readouterr().out
 
 
 def test_the_cold_start_needs_worked_solutions(world, tmp_path):

@@ -89,7 +89,8 @@ def evaluation_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     for kind, count in count_by(trees, lambda task: task.kind).items():
         metrics[f"eval/success/{kind}"] = count.successes / count.trials
         metrics[f"eval/trials/{kind}"] = count.trials
-    for calls, count in count_by(trees, lambda task: task.calls).items():
+    with_solver = [tree for tree in trees if tree.task.calls is not None]
+    for calls, count in count_by(with_solver, lambda task: task.calls).items():
         metrics[f"eval/success_by_calls/{calls}"] = count.successes / count.trials
         metrics[f"eval/trials_by_calls/{calls}"] = count.trials
     return metrics
