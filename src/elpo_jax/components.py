@@ -18,6 +18,7 @@ from elpo_jax.sampler.scheduler import Scheduler
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import Suite
 from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.validation import validate_vocabulary
 
 Params = Any
 
@@ -76,20 +77,23 @@ def build(config: Config) -> Components:
     """Builds the components.
 
     Raises:
-      ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer).
+      UsageError: the mesh doesn't fit the machine or the vocabulary.
+      ValueError: a file, such as the tokenizer's, isn't one.
     """
     suite = make_suite(config.suite)
     tokenizer_file = (
         Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
     )
     tokenizer = SentencePieceTokenizer(tokenizer_file)
+    validate_vocabulary(config, tokenizer.vocab_size)
     schemas = [tool.schema for tool in suite.tools]
     chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    mesh = make_mesh(config.mesh)
     return Components(
         config=config,
-        mesh=make_mesh(config.mesh),
-        model=Decoder(config.policy, tokenizer.vocab_size),
+        mesh=mesh,
+        model=Decoder(config.policy, tokenizer.vocab_size, mesh),
         suite=suite,
         chat=chat,
         environment=environment,
