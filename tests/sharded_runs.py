@@ -21,15 +21,19 @@ from elpo_jax.algorithms import ALGORITHMS
 from elpo_jax.checkpoint import Checkpoints
 from elpo_jax.components import ROLLOUT, Components
 from elpo_jax.config import from_dict
+from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.batch import trajectory_rows
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import AXES, make_mesh
+from elpo_jax.progress import Display
 from elpo_jax.rollout.nodes import elc_nodes
 from elpo_jax.sampler.device import Lanes
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
 from elpo_jax.trainer import Trainer
+from elpo_jax.training import train
 from elpo_jax.validation import validate
+from elpo_jax.workdir import WorkDir
 
 VOCABULARY = 32
 TASKS = 6
@@ -66,21 +70,28 @@ SETTINGS = {
 NEVER = SimpleNamespace(check=lambda: None)
 
 
-def make_trainer(mesh):
-    """A real trainer, on the first devices, whose tasks and tools are scripted."""
+def make_components(mesh, **changes):
+    """What a trainer needs, on the first devices; tasks and tools are scripted."""
     sizes = [int(size) for size in mesh.split("x")]
-    config = from_dict(SETTINGS | {"mesh": dict(zip(AXES, sizes, strict=True))})
+    config = from_dict(SETTINGS | changes | {"mesh": dict(zip(AXES, sizes, strict=True))})
     validate(config)
     devices = make_mesh(config.mesh, jax.devices()[: np.prod(sizes)])
-    components = Components(
+    tokenizer = SimpleNamespace(decode=str)
+    return Components(
         config=config,
         mesh=devices,
         model=Decoder(config.policy, VOCABULARY, devices),
         suite=SimpleNamespace(task=lambda split, index: task(index)),
-        chat=SimpleNamespace(end_of_turn=END_OF_TURN),
+        chat=SimpleNamespace(end_of_turn=END_OF_TURN, tokenizer=tokenizer),
         environment=ScriptedEnvironment(),
     )
-    return Trainer(components)
+
+
+def train_on(mesh, workdir):
+    """A whole run of four steps, with a checkpoint at every second one."""
+    steps = SETTINGS["train"] | {"steps": 4}
+    components = make_components(mesh, train=steps, checkpoint={"every": 2})
+    train(components, WorkDir(Path(workdir)), Display(), Interrupts())
 
 
 def run_on(mesh, reference):
@@ -93,7 +104,7 @@ def run_on(mesh, reference):
     Returns:
       A dict; arrays are NumPy's, named by their path in the state. And (first state, trees).
     """
-    trainer = make_trainer(mesh)
+    trainer = Trainer(make_components(mesh))
     fresh = trainer.warm_up(trainer.learner.init(trainer.components.init_params()))
     compiles = trainer.compiles
     first = reference[0] if reference else fresh

@@ -33,11 +33,18 @@ OTHERS = ("8x1x1", "1x8x1", "4x2x1", "4x1x2", "1x2x4")
 UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+def environment(flags=""):
+    return os.environ | {
+        "PYTHONPATH": str(resume.ROOT / "src"),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} {flags}",
+    }
+
+
 def run_on(folder, meshes, flags=""):
     out = folder / "results.pickle"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("sharded_runs.py")), str(out), *meshes],
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} {flags}"},
+        env=environment(flags),
         capture_output=True,
         text=True,
     )
@@ -335,28 +342,33 @@ def share(over, mesh):
     return math.prod(getattr(mesh, axis) for axis in axes)
 
 
-# As `test_resume` runs it, with heads that can be spread.
-ON_A_MESH = {
-    "mesh.data": 2,
-    "mesh.fsdp": 2,
-    "mesh.tensor": 2,
-    "policy.num_heads": 4,
-    "policy.num_kv_heads": 2,
-}
-
-
 @pytest.mark.slow
 def test_a_killed_run_on_eight_devices_ends_as_one_that_was_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={DEVICES}")
-    alone, killed, cache = tmp_path / "alone", tmp_path / "killed", tmp_path / "cache"
-    resume.finish(resume.start(alone, cache, **ON_A_MESH))
-    for phase in ("rollout 2", "update 2"):
-        process = resume.start(killed, cache, **ON_A_MESH)
-        resume.wait_for(lambda p=phase: resume.has_begun(killed, p), process, phase)
+    monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])  # for reading the checkpoints too
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    resume.finish(start_training(alone))
+    moments = (
+        ("a checkpoint write", lambda: resume.is_writing(killed)),
+        ("the step after checkpoint 2", lambda: resume.rows(killed) == 4),
+    )
+    for what, condition in moments:
+        process = start_training(killed)
+        resume.wait_for(condition, process, what)
         process.kill()
         process.communicate()
-    output = resume.finish(resume.start(killed, cache, **ON_A_MESH))
-    assert "going on after step" in output
+    assert "going on after step 2" in resume.finish(start_training(killed))
     expected = resume.outcome(alone)
     resume.assert_same(expected, resume.outcome(killed))
-    assert len({row["policy/grad_norm"] for row in expected[0][1:]}) > 1, "it learns"
+    assert len({row["policy/grad_norm"] for row in expected[0][1:]}) == 4, "it learns"
+
+
+def start_training(workdir):
+    script = "import sys, sharded_runs; sharded_runs.train_on(*sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, QUICK, str(workdir)],
+        cwd=Path(__file__).parent,
+        env=environment(UNOPTIMISED),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
