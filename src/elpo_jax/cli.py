@@ -52,24 +52,8 @@ def parse(
       SystemExit: after printing the help, if `--help` was given.
     """
     required = [Option("config", "the experiment: FILE.py[:variant]"), *options]
-    values = _flags(required)
-    try:
-        extra = values(list(argv))[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise UsageError([_unknown_flag(error.flagname, values)]) from None
-    except (flags.Error, ValueError) as error:
-        raise UsageError([str(error)]) from None
-    if values["help"].value:
-        print(_help(argv[0], required))
-        raise SystemExit(0)
-    problems = [f"{argument}: expected a flag, got a plain argument" for argument in extra]
-    problems += [
-        f"--{option.name}: missing; expected {option.help}"
-        for option in required
-        if not values[option.name].value and option.default is None
-    ]
-    if problems:
-        raise UsageError(problems)
+    values = _flags(required, field_types())
+    _read(argv, values, required, _help(argv[0], required))
     tree = load_experiment(str(values["config"].value)).to_dict()
     for key, kind in field_types().items():
         if values[_KEY + key].present:
@@ -77,6 +61,13 @@ def parse(
     config = from_dict(tree)
     validate(config, known)
     return config, {option.name: values[option.name].value or "" for option in options}
+
+
+def parse_options(argv: Sequence[str], options: Sequence[Option]) -> dict[str, str]:
+    """Reads the command line of an entry point that takes no config; raises as `parse` does."""
+    values = _flags(options, {})
+    _read(argv, values, options, _usage(argv[0], options))
+    return {option.name: values[option.name].value or "" for option in options}
 
 
 def load_experiment(spec: str) -> ConfigDict:
@@ -117,13 +108,37 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _flags(options: Sequence[Option]) -> flags.FlagValues:
-    """All flags, read as text: types are checked with the experiment file's values."""
+def _read(
+    argv: Sequence[str], values: flags.FlagValues, options: Sequence[Option], usage: str
+) -> None:
+    """Sets the flags from the command line; raises as `parse` does."""
+    try:
+        extra = values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError([_unknown_flag(error.flagname, values)]) from None
+    except (flags.Error, ValueError) as error:
+        raise UsageError([str(error)]) from None
+    if values["help"].value:
+        print(usage)
+        raise SystemExit(0)
+    problems = [f"{argument}: expected a flag, got a plain argument" for argument in extra]
+    problems += [
+        f"--{option.name}: missing; expected {option.help}"
+        for option in options
+        if not values[option.name].value and option.default is None
+    ]
+    if problems:
+        raise UsageError(problems)
+
+
+def _flags(options: Sequence[Option], keys: Mapping[str, Any]) -> flags.FlagValues:
+    """All flags, those of the config by type in `keys`. They are read as text: types are checked
+    with the experiment file's values."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     for name, text, default in options:
         flags.DEFINE_string(name, default, text, flag_values=values)
-    for key, kind in field_types().items():
+    for key, kind in keys.items():
         flag: flags.Flag[str] = flags.Flag(
             flags.ArgumentParser(), None, _KEY + key, None, "", boolean=kind is bool
         )
@@ -180,6 +195,12 @@ def _reason(error: Exception) -> str:
 
 
 def _help(program: str, options: Sequence[Option]) -> str:
+    lines = [_usage(program, options, " [--config.KEY=VALUE ...]"), "", "Keys and their defaults:"]
+    lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
+    return "\n".join(lines)
+
+
+def _usage(program: str, options: Sequence[Option], more: str = "") -> str:
     def usage(option: Option) -> str:
         text = f"--{option.name} {option.name.upper()}"
         return text if option.default is None else f"[{text}]"
@@ -188,9 +209,8 @@ def _help(program: str, options: Sequence[Option]) -> str:
         default = "" if option.default is None else f" (default: {option.default})"
         return f"  --{option.name}  {option.help}{default}"
 
+    path = Path(program)
+    module = path.parent.name if path.stem == "__main__" else path.stem
     shown = " ".join(map(usage, options))
-    lines = [f"usage: python -m elpo_jax.{Path(program).stem} {shown} [--config.KEY=VALUE ...]", ""]
-    lines += map(described, options)
-    lines += ["", "Keys and their defaults:"]
-    lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
-    return "\n".join(lines)
+    lines = [f"usage: python -m elpo_jax.{module} {shown}{more}", ""]
+    return "\n".join([*lines, *map(described, options)])

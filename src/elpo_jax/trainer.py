@@ -1,15 +1,17 @@
 """One training step: rollout, credit, update. Also evaluation, and what is kept of the trees.
 
-A step's rollouts, credit and updates depend on the parameters, the seed and the step's number
-alone. So a run that goes on from a checkpoint does what it would have done without the
+A step's rollouts, credit and updates depend on the parameters, the seed, the step's number and its
+tasks alone. So a run that goes on from a checkpoint does what it would have done without the
 interruption.
 """
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from elpo_jax.algorithms import ALGORITHMS, loss_settings
 from elpo_jax.components import ROLLOUT, Components
@@ -26,7 +28,7 @@ from elpo_jax.rollout.statistics import summarize
 from elpo_jax.rollout.tree import Tree
 from elpo_jax.rollout.tree_json import to_json
 from elpo_jax.sampler.scheduler import SamplingSettings
-from elpo_jax.tasks.base import TRAIN, Task
+from elpo_jax.tasks.base import Task
 from elpo_jax.workdir import WorkDir, write_atomic
 
 Metrics = dict[str, float]
@@ -66,27 +68,26 @@ class Trainer:
         """Programs compiled so far."""
         return self.scheduler.engine.compiles + sum(self.learner.compiled_programs().values())
 
-    def tasks(self, position: int) -> list[tuple[int, Task]]:
-        """(draw, task) of the batch that begins at a position of the training split."""
-        draws = range(position, position + self.config.train.batch_prompts)
-        return [(draw, self.components.suite.task(TRAIN, draw)) for draw in draws]
-
     def step(
-        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+        self,
+        state: TrainState,
+        step: int,
+        batch: Sequence[tuple[int, Task]],
+        interrupts: Interrupts,
     ) -> tuple[TrainState, list[Tree], Metrics]:
         """One rollout batch and the updates on it.
 
         Args:
           state: donated.
           step: from 1.
-          position: of the batch in the training split.
+          batch: (draw, task) pairs.
           interrupts: checked while rolling out, before anything has changed.
 
         Raises:
           NonFiniteUpdateError: a loss or gradient wasn't finite; the parameters are untouched.
         """
         started = time.monotonic()
-        trees, metrics = self._roll_out(state, step, position, interrupts)
+        trees, metrics = self._roll_out(state, step, batch, interrupts)
         rolled_out = time.monotonic()
         advantages = self.algorithm.credit(trees, self.config.credit)
         rows = trajectory_rows(trees, advantages, [elc_nodes(tree) for tree in trees])
@@ -101,14 +102,18 @@ class Trainer:
         return state, trees, metrics
 
     def _roll_out(
-        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+        self,
+        state: TrainState,
+        step: int,
+        batch: Sequence[tuple[int, Task]],
+        interrupts: Interrupts,
     ) -> tuple[list[Tree], Metrics]:
         sampler, counters = self.config.sampler, self.scheduler.engine.counters
         before = replace(counters)
         trees, summary = self.scheduler.run(
             state.params,
             self.components.key(ROLLOUT, step),
-            self.tasks(position),
+            batch,
             lambda tree: self.algorithm.strategy(tree, self.config.rollout),
             SamplingSettings(sampler.temperature, sampler.top_p, sampler.top_k),
             interrupts.check,
@@ -133,28 +138,33 @@ class Trainer:
             "episode/dropped_tasks": summary.dropped_tasks,
         }
 
-    def evaluate(self, state: TrainState) -> Metrics:
-        """Held-out metrics."""
+    def evaluate(self, state: TrainState) -> tuple[list[Tree], Metrics]:
+        """Held-out trees and their metrics."""
         started = time.monotonic()
         trees = evaluate(self.components, self.scheduler, state.params, self.held_out)
-        return evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
-
-    def counts_by_kind(self, row: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-        """(successes, trials) by kind of task, from a row of metrics with an evaluation."""
-        samples = self.config.eval.samples
-        trials = Counter(task.kind for task in self.held_out)
-        return {
-            kind: (round(row[f"eval/success/{kind}"] * count * samples), count * samples)
-            for kind, count in sorted(trials.items())
-        }
+        return trees, evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
 
     def save_trees(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:
-        """Writes the first `train.save_trees` trees of a step."""
+        """Writes the first `train.save_trees` trees of a step, with their advantages."""
+        chosen = trees[: self.config.train.save_trees]
+        credits = [tree_advantages(tree, self.config.credit)._asdict() for tree in chosen]
+        self._write_trees(folder.step_trees(step), chosen, credits)
+
+    def save_evaluation(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:
+        """Writes the first `eval.save_trees` trees of an evaluation."""
+        chosen = trees[: self.config.eval.save_trees]
+        self._write_trees(folder.evaluation_trees(step), chosen, [None] * len(chosen))
+
+    def _write_trees(
+        self,
+        file: Path,
+        trees: Sequence[Tree],
+        credits: Sequence[Mapping[str, np.ndarray] | None],
+    ) -> None:
         decode = self.components.chat.tokenizer.decode
-        documents = []
-        for tree in trees[: self.config.train.save_trees]:
-            credit = tree_advantages(tree, self.config.credit)._asdict()
-            documents.append(to_json(tree, credit, decode=decode))
-        folder.trees.mkdir(exist_ok=True)
-        text = json.dumps(documents, allow_nan=False)
-        write_atomic(folder.trees / f"step_{step:06d}.json", text)
+        documents = [
+            to_json(tree, credit, decode=decode)
+            for tree, credit in zip(trees, credits, strict=True)
+        ]
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, json.dumps(documents, allow_nan=False))

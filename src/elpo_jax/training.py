@@ -3,17 +3,22 @@
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from elpo_jax.checkpoint import Checkpoints
 from elpo_jax.cold_start import cold_start
 from elpo_jax.components import Components
-from elpo_jax.config import differences, from_dict, to_dict
+from elpo_jax.config import differences, from_dict, get, to_dict
+from elpo_jax.data_order import TrainingTasks
 from elpo_jax.errors import UsageError
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.update import TrainState
-from elpo_jax.metrics import MetricsWriter, read
+from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
+from elpo_jax.report.report import write_report
+from elpo_jax.tasks.base import TRAIN
+from elpo_jax.tasks.files import KEYS
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
 
@@ -27,6 +32,8 @@ def train(
       UsageError: the folder holds another run.
       Interrupted: after the state was saved.
     """
+    for line in components.notes:
+        display.note(line)
     with folder.locked():
         _claim(components, folder)
         with Checkpoints(folder.checkpoints, components.config.checkpoint.keep) as checkpoints:
@@ -66,16 +73,24 @@ class _Run:
     ):
         self.trainer = trainer
         self.config = trainer.config
+        components = trainer.components
+        self.tasks = TrainingTasks(components.suite, components.indices[TRAIN], self.config.seed)
         self.folder = folder
         self.display = display
         self.interrupts = interrupts
         self.checkpoints = checkpoints
         self.saved: int | None = checkpoints.latest_step()
+        self.order = self.tasks.state()  # after the last whole step
 
     def go(self) -> None:
         """From where the folder stands to the last step."""
         begun = self.saved
+        restored = None
+        if begun is not None and begun < self.config.train.steps:
+            self.display.note(f"{self.folder.path}: going on after step {begun}")
+            restored = self._restore()  # before anything is cut
         self._cut_trees(begun)
+        self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
             if begun is None:
                 state, cold_start_metrics = self._begin()
@@ -83,10 +98,11 @@ class _Run:
                 metrics.write(0, cold_start_metrics | self._evaluate(state, 0))
                 self._save(state, 0)
                 self._steps(state, 0, metrics)
-            elif begun < self.config.train.steps:
-                self.display.note(f"{self.folder.path}: going on after step {begun}")
-                self._steps(self._warm_up(self._restore()), begun, metrics)
+            elif restored is not None:
+                self._steps(self._warm_up(restored), begun, metrics)
+        self._prune_evaluations()
         self._show_summary()
+        self._report()
 
     def _begin(self) -> tuple[TrainState, Metrics]:
         """The state that RL begins with, and the metrics of the cold start's last update."""
@@ -103,8 +119,23 @@ class _Run:
 
     def _restore(self) -> TrainState:
         fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        parts = self.checkpoints.restore(_parts(fresh)).parts
+        _, parts, metadata = self.checkpoints.restore(_parts(fresh))
+        self._check_files(metadata["data_files"])
+        self.tasks.restore(metadata["data_order"])
+        self.order = self.tasks.state()
         return TrainState(params=parts["params"], **parts["optimizer"])
+
+    def _check_files(self, digests: Mapping[str, str]) -> None:
+        """Raises UsageError unless the data files are those that the run began with."""
+        ours = self.trainer.components.files.digests
+        lines = [
+            f"{key}: {get(self.config, key)} is not the file that the run in {self.folder.path} "
+            "began with; put that back to go on, or give another --workdir for a new run"
+            for split, key in KEYS.items()
+            if ours.get(split) != digests.get(split)
+        ]
+        if lines:
+            raise UsageError(lines)
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
@@ -122,14 +153,14 @@ class _Run:
         try:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
-                position = (step - 1) * config.train.batch_prompts
-                state, trees, values = self.trainer.step(state, step, position, self.interrupts)
+                batch = self.tasks.take(config.train.batch_prompts)
+                state, trees, values = self.trainer.step(state, step, batch, self.interrupts)
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
                 written, before = time.monotonic(), written
                 metrics.write(step, values | {"time/step": written - before})
-                done = step
+                done, self.order = step, self.tasks.state()
                 if step == config.train.steps or is_due(step, config.checkpoint.every):
                     self._save(state, step)
                 self.display.step(step, values)
@@ -141,30 +172,57 @@ class _Run:
         self.display.stop()
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
-        values = self.trainer.evaluate(state)
+        trees, values = self.trainer.evaluate(state)
+        self.trainer.save_evaluation(self.folder, step, trees)
         tasks = round(values["eval/tasks"])
         self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
         return values
 
     def _save(self, state: TrainState, step: int) -> None:
         if self.saved is None or step > self.saved:
-            position = step * self.config.train.batch_prompts
-            metadata = {"seed": self.config.seed, "data_position": position}
+            metadata = {
+                "seed": self.config.seed,
+                "data_order": self.order,
+                "data_files": self.trainer.components.files.digests,
+            }
+            self._prune_evaluations()
             self.checkpoints.save(step, _parts(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
         """Removes what was written after the checkpoint that the run goes on from."""
-        for file in self.folder.trees.glob("step_*.json"):
-            if last_step is None or int(file.stem.removeprefix("step_")) > last_step:
+        for file in self.folder.trees.glob("*_*.json"):
+            if last_step is None or _step_of(file) > last_step:
+                file.unlink()
+
+    def _prune_evaluations(self) -> None:
+        """Keeps the first evaluation's trees, and of those up to a checkpoint the newest's."""
+        last_step = self.checkpoints.latest_step()
+        if last_step is not None:
+            files = sorted(self.folder.trees.glob("eval_*.json"))
+            covered = [file for file in files if _step_of(file) <= last_step]
+            for file in covered[1:-1]:
                 file.unlink()
 
     def _show_summary(self) -> None:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
-        before, after = (self.trainer.counts_by_kind(row) for row in (rows[0], rows[-1]))
+        before, after = (held_out_counts(row) for row in (rows[0], rows[-1]))
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+    def _report(self) -> None:
+        """Writes the report; where that fails the run stands all the same."""
+        try:
+            self.display.note(f"report: {write_report(self.folder)}")
+        except UsageError as error:
+            again = f"python -m elpo_jax.report --workdir {self.folder.path}"
+            self.display.note(f"no report: {error}; once that is mended: {again}")
+
+
+def _step_of(file: Path) -> int:
+    """The step in the name of a file of trees."""
+    return int(file.stem.partition("_")[2])
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.learner.base import AGGREGATIONS
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
+from elpo_jax.tasks.files import FORMATS
 from elpo_jax.tasks.rewards import REWARDS
 
 
@@ -47,6 +48,8 @@ _OPTIMIZER = {
 
 RANGES = {
     "seed": SEED,
+    "data.train": FILE,
+    "data.eval": FILE,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -104,6 +107,7 @@ RANGES = {
     "eval.tasks": AT_LEAST_ONE,
     "eval.samples": AT_LEAST_ONE,
     "eval.every": NOT_NEGATIVE,
+    "eval.save_trees": NOT_NEGATIVE,
     "eval.temperature": NOT_NEGATIVE,
     "eval.top_p": PROBABILITY,
     "eval.top_k": NOT_NEGATIVE,
@@ -114,6 +118,7 @@ RANGES = {
 NAMES: Mapping[str, Collection[str]] = {
     "suite.length": ("short", "long"),
     "suite.reward": REWARDS,
+    "data.format": FORMATS,
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
     "rollout.search": SEARCHES,

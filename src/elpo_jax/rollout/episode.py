@@ -143,7 +143,7 @@ class Environment:
             )
         states = {name: tool.initial_state() for name, tool in self._parser.tools.items()}
         max_calls = self._limits.max_calls
-        if self._limits.spare_calls is not None:
+        if self._limits.spare_calls is not None and task.calls is not None:
             max_calls = min(max_calls, task.calls + self._limits.spare_calls)
         return Progress(0, prompt_length, states, max_calls)
 
