@@ -30,6 +30,8 @@ from elpo_jax.progress import Display
 from elpo_jax.rollout.nodes import elc_nodes
 from elpo_jax.sampler.device import Lanes
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
+from elpo_jax.tasks.base import HELD_OUT, TRAIN
+from elpo_jax.tasks.files import Files
 from elpo_jax.trainer import Trainer
 from elpo_jax.training import train
 from elpo_jax.validation import validate
@@ -81,9 +83,11 @@ def make_components(mesh, **changes):
         config=config,
         mesh=devices,
         model=Decoder(config.policy, VOCABULARY, devices),
-        suite=SimpleNamespace(task=lambda split, index: task(index)),
+        suite=SimpleNamespace(size=lambda split: None, task=lambda split, index: task(index)),
         chat=SimpleNamespace(end_of_turn=END_OF_TURN, tokenizer=tokenizer),
         environment=ScriptedEnvironment(),
+        files=Files({}, {}, ()),
+        indices={TRAIN: None, HELD_OUT: None},
     )
 
 
@@ -114,14 +118,15 @@ def run_on(mesh, reference):
         "restored": arrays(restored[0]),
         "restored_as": jax.tree.map(lambda a, b: a.sharding == b.sharding, restored[0], fresh),
     }
-    state, trees, metrics = trainer.step(restored[0], 1, 0, NEVER)
+    batch = [(draw, task(draw)) for draw in range(TASKS)]
+    state, trees, metrics = trainer.step(restored[0], 1, batch, NEVER)
     found |= {
         "steps": steps_of(trees),
         "metrics": metrics,
         "after": arrays(state),
         "layouts": layouts(trainer, state),
     }
-    again, _, _ = trainer.step(restored[1], 1, 0, NEVER)
+    again, _, _ = trainer.step(restored[1], 1, batch, NEVER)
     found["after_again"] = arrays(again)
     found["other_schedule"] = steps_of(other_schedule(trainer, fresh.params))
     if reference:
