@@ -21,6 +21,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.validation import validate_vocabulary
 
 Params = Any
 
@@ -100,20 +101,22 @@ def build(config: Config) -> Components:
       ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer,
         the questions).
     """
+    mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     suite = make_suite(config.suite, files.questions)
     tokenizer_file = (
         Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
     )
     tokenizer = SentencePieceTokenizer(tokenizer_file)
+    validate_vocabulary(config, tokenizer.vocab_size)
     schemas = [tool.schema for tool in suite.tools]
     chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length
     return Components(
         config=config,
-        mesh=make_mesh(config.mesh),
-        model=Decoder(config.policy, tokenizer.vocab_size),
+        mesh=mesh,
+        model=Decoder(config.policy, tokenizer.vocab_size, mesh),
         suite=suite,
         chat=chat,
         environment=environment,
