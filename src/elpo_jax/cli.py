@@ -2,7 +2,8 @@
 
 `--config experiments/NAME.py[:variant]` names a file that defines `get_config(variant="")`, which
 returns an edited `elpo_jax.config.default_config()`; `--config.a.b=value` sets one key after that.
-Every key is an absl flag, so `--help` lists them. A user's mistake ends in one line each, exit 2.
+Every key is an absl flag, so `--help` lists them. Whatever goes wrong ends in a line on stderr; `run`
+lists the exit statuses.
 """
 
 import re
@@ -14,11 +15,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from elpo_jax.config import Config, field_types, from_dict, get, unknown_key
-from elpo_jax.errors import UsageError, suggestion
+from elpo_jax.errors import RunFault, UsageError, os_problem, suggestion
 from elpo_jax.validation import validate
 
 _KEY = "config."
@@ -52,24 +53,8 @@ def parse(
       SystemExit: after printing the help, if `--help` was given.
     """
     required = [Option("config", "the experiment: FILE.py[:variant]"), *options]
-    values = _flags(required)
-    try:
-        extra = values(list(argv))[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise UsageError([_unknown_flag(error.flagname, values)]) from None
-    except (flags.Error, ValueError) as error:
-        raise UsageError([str(error)]) from None
-    if values["help"].value:
-        print(_help(argv[0], required))
-        raise SystemExit(0)
-    problems = [f"{argument}: expected a flag, got a plain argument" for argument in extra]
-    problems += [
-        f"--{option.name}: missing; expected {option.help}"
-        for option in required
-        if not values[option.name].value and option.default is None
-    ]
-    if problems:
-        raise UsageError(problems)
+    values = _flags(required, field_types())
+    _read(argv, values, required, _help(argv[0], required))
     tree = load_experiment(str(values["config"].value)).to_dict()
     for key, kind in field_types().items():
         if values[_KEY + key].present:
@@ -77,6 +62,13 @@ def parse(
     config = from_dict(tree)
     validate(config, known)
     return config, {option.name: values[option.name].value or "" for option in options}
+
+
+def parse_options(argv: Sequence[str], options: Sequence[Option]) -> dict[str, str]:
+    """Reads the command line of an entry point that takes no config; raises as `parse` does."""
+    values = _flags(options, {})
+    _read(argv, values, options, _usage(argv[0], options))
+    return {option.name: values[option.name].value or "" for option in options}
 
 
 def load_experiment(spec: str) -> ConfigDict:
@@ -107,23 +99,65 @@ def load_experiment(spec: str) -> ConfigDict:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs an entry point; a `UsageError` ends it with its lines on stderr and exit status 2."""
+    """Runs an entry point and ends the process.
+
+    The exit status is 0 when all is done, 2 for what can't be used as it was given, 3 for what broke
+    (`RunFault`, or the disk's own error), 128 + n when signal n ended it. A traceback, with status
+    1, is a bug of this package.
+    """
+    logging.set_verbosity(logging.FATAL)  # Orbax logs the traceback of what it raises all the same
     try:
         main(sys.argv)
     except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, error.problems)
+    except RunFault as error:
+        _exit(3, error.problems)
+    except OSError as error:
+        _exit(3, [os_problem(error)])
+    except KeyboardInterrupt:
+        _exit(130, ["interrupted"])
     sys.exit(0)
 
 
-def _flags(options: Sequence[Option]) -> flags.FlagValues:
-    """All flags, read as text: types are checked with the experiment file's values."""
+def _exit(status: int, problems: Sequence[str]) -> NoReturn:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _read(
+    argv: Sequence[str], values: flags.FlagValues, options: Sequence[Option], usage: str
+) -> None:
+    """Sets the flags from the command line; raises as `parse` does."""
+    try:
+        extra = values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError([_unknown_flag(error.flagname, values)]) from None
+    except (flags.Error, ValueError) as error:
+        raise UsageError([str(error)]) from None
+    if values["help"].value:
+        print(usage)
+        raise SystemExit(0)
+    problems = [f"{argument}: expected a flag, got a plain argument" for argument in extra]
+    problems += [
+        f"--{option.name}: missing; expected {option.help}"
+        for option in options
+        if not values[option.name].value and option.default is None
+    ]
+    if problems:
+        raise UsageError(problems)
+
+
+def _flags(options: Sequence[Option], keys: Mapping[str, Any]) -> flags.FlagValues:
+    """All flags, `keys` being those of the config with their types.
+
+    They are read as text: types are checked together with the experiment file's values.
+    """
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     for name, text, default in options:
         flags.DEFINE_string(name, default, text, flag_values=values)
-    for key, kind in field_types().items():
+    for key, kind in keys.items():
         flag: flags.Flag[str] = flags.Flag(
             flags.ArgumentParser(), None, _KEY + key, None, "", boolean=kind is bool
         )
@@ -180,6 +214,12 @@ def _reason(error: Exception) -> str:
 
 
 def _help(program: str, options: Sequence[Option]) -> str:
+    lines = [_usage(program, options, " [--config.KEY=VALUE ...]"), "", "Keys and their defaults:"]
+    lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
+    return "\n".join(lines)
+
+
+def _usage(program: str, options: Sequence[Option], more: str = "") -> str:
     def usage(option: Option) -> str:
         text = f"--{option.name} {option.name.upper()}"
         return text if option.default is None else f"[{text}]"
@@ -189,8 +229,5 @@ def _help(program: str, options: Sequence[Option]) -> str:
         return f"  --{option.name}  {option.help}{default}"
 
     shown = " ".join(map(usage, options))
-    lines = [f"usage: python -m elpo_jax.{Path(program).stem} {shown} [--config.KEY=VALUE ...]", ""]
-    lines += map(described, options)
-    lines += ["", "Keys and their defaults:"]
-    lines += [f"  --config.{key}={get(Config(), key)!r}" for key in field_types()]
-    return "\n".join(lines)
+    first = f"usage: python -m elpo_jax.{Path(program).stem} {shown}{more}"
+    return "\n".join([first, "", *map(described, options)])
