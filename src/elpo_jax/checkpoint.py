@@ -20,10 +20,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from elpo_jax.errors import RunFault, UsageError
+from elpo_jax.learner.update import TrainState
 
 PyTree = Any
 _METADATA = "metadata"
 _DIGESTS = "digests.json"
+
+
+class SaveFault(RunFault):
+    """A checkpoint can't be written."""
 
 
 class Restored(NamedTuple):
@@ -67,7 +72,7 @@ class Checkpoints:
 
         Raises:
           ValueError: on a step that isn't new, or a part named 'metadata'.
-          RunFault: this save, or the one before, can't be written.
+          SaveFault: this save, or the one before, can't be written.
         """
         if _METADATA in parts:
             raise ValueError(f"parts: expected names other than {_METADATA!r}, got {list(parts)}")
@@ -83,7 +88,7 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, once every save is complete."""
         self.wait()
-        return max(_steps(self._folder), default=None)
+        return newest_step(self._folder)
 
     def drop_broken(self, aside: Path, warn: Callable[[str], None]) -> None:
         """Makes the newest checkpoint one that is whole, if any is.
@@ -106,7 +111,8 @@ class Checkpoints:
             broken[step] = problem
         if len(broken) == len(steps) > 0:
             lines = [f"{self._folder / str(step)}: {problem}" for step, problem in broken.items()]
-            raise RunFault([f"no checkpoint is whole: {'; '.join(lines)}"])
+            todo = "nothing was changed; put a whole one back, or give another --workdir"
+            raise RunFault([f"no checkpoint is whole: {'; '.join(lines)}; {todo}"])
         for step, problem in broken.items():
             source, target = self._folder / str(step), _free_name(aside / f"checkpoint_{step:06d}")
             aside.mkdir(exist_ok=True)
@@ -153,7 +159,7 @@ class Checkpoints:
         if error is None:
             self.close()
             return
-        with suppress(RunFault):  # the first fault is the one to tell
+        with suppress(SaveFault):  # the first fault is the one to tell
             self.close()
 
     def _write_digests(self) -> None:
@@ -172,7 +178,7 @@ class Checkpoints:
             work()
         except Exception as error:
             where = self._folder if self._saving is None else self._folder / str(self._saving)
-            raise RunFault([f"{where}: {_reason(error)}"]) from error
+            raise SaveFault([f"{where}: {_reason(error)}"]) from error
 
 
 def load(path: Path, targets: Mapping[str, PyTree]) -> Restored:
@@ -197,6 +203,24 @@ def load(path: Path, targets: Mapping[str, PyTree]) -> Restored:
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder, options=options) as manager:
         return _restore(manager, folder, targets, step)
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest complete checkpoint; None if there is none."""
+    return max(_steps(folder), default=None) if folder.is_dir() else None
+
+
+def parts_of(state: TrainState) -> dict[str, PyTree]:
+    """A state as a checkpoint's parts; parameters stand alone, for evaluation and export."""
+    return {
+        "params": state.params,
+        "optimizer": {"opt_state": state.opt_state, "step": state.step},
+    }
+
+
+def state_of(parts: Mapping[str, PyTree]) -> TrainState:
+    """The inverse of `parts_of`."""
+    return TrainState(params=parts["params"], **parts["optimizer"])
 
 
 def _restore(

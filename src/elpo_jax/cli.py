@@ -2,10 +2,11 @@
 
 `--config experiments/NAME.py[:variant]` names a file that defines `get_config(variant="")`, which
 returns an edited `elpo_jax.config.default_config()`; `--config.a.b=value` sets one key after that.
-Every key is an absl flag, so `--help` lists them. Whatever goes wrong ends in a line on stderr; `run`
-lists the exit statuses.
+Every key is an absl flag, so `--help` lists them. Whatever goes wrong ends in a line on stderr, and
+an exit status that `run` explains.
 """
 
+import logging
 import re
 import sys
 import traceback
@@ -15,7 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from elpo_jax.config import Config, field_types, from_dict, get, unknown_key
@@ -101,11 +103,11 @@ def load_experiment(spec: str) -> ConfigDict:
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs an entry point and ends the process.
 
-    The exit status is 0 when all is done, 2 for what can't be used as it was given, 3 for what broke
-    (`RunFault`, or the disk's own error), 128 + n when signal n ended it. A traceback, with status
-    1, is a bug of this package.
+    The exit status is 0 when all is done, 2 for what can't be used as it was given, 3 for what
+    broke (`RunFault`, or an error of the disk), 128 + n when signal n ended it. A traceback, with
+    status 1, is a bug of this package.
     """
-    logging.set_verbosity(logging.FATAL)  # Orbax logs the traceback of what it raises all the same
+    _quiet_libraries()
     try:
         main(sys.argv)
     except UsageError as error:
@@ -117,6 +119,20 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         _exit(130, ["interrupted"])
     sys.exit(0)
+
+
+def _quiet_libraries() -> None:
+    """Orbax and TensorStore print the tracebacks of what they raise as well, some many times."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # From TensorStore's threads, when the other writes of a save that failed come to an end.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _exit(status: int, problems: Sequence[str]) -> NoReturn:

@@ -49,6 +49,7 @@ TABLE = (
     Metric("episode/error_share", "share of observations that are errors"),
     Metric("episode/end_<reason>", "share of trajectories that ended so"),
     Metric("episode/drops", "rollouts lost to broken infrastructure, and replaced"),
+    Metric("episode/tool_timeouts", "of these, calls that ran over episode.tool_seconds"),
     Metric("episode/dropped_tasks", "tasks that left the batch after too many drops"),
     Metric("rollout/total", "rollouts of the step, branches included"),
     Metric("rollout/per_tree", "rollouts a tree, branches included"),

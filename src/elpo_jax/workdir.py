@@ -11,7 +11,6 @@ from typing import Any
 
 from elpo_jax.errors import UsageError
 
-
 # All that a run that was killed at its very start may have left.
 _BEFORE_CONFIG = {".lock", ".config.json.tmp"}
 
@@ -69,11 +68,9 @@ class WorkDir:
         except OSError as error:
             raise UsageError([f"{self.path}: expected a run's folder: {error.strerror}"]) from None
         if others:
+            expected = "expected an empty folder or a run's, with a config.json"
             raise UsageError(
-                [
-                    f"{self.path}: expected an empty folder or a run's, found {min(others)!r} and no "
-                    "config.json; give another --workdir"
-                ]
+                [f"{self.path}: {expected}, found {min(others)!r}; give another --workdir"]
             )
 
     @contextmanager
