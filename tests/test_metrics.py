@@ -182,3 +182,18 @@ def test_json_numbers_come_back_exactly(paths):
     with MetricsWriter(*paths, last_step=None) as writer:
         writer.write(0, {"policy/entropy": value})
     assert json.loads(paths[0].read_text())["policy/entropy"] == value
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    """His example (1998, Table II, a): 56 of 70 against 48 of 80."""
+    low, high = metrics.difference_interval((48, 80), (56, 70))
+    assert low == pytest.approx(0.0524, abs=5e-5)
+    assert high == pytest.approx(0.3339, abs=5e-5)
+
+
+def test_held_out_counts_are_read_off_a_row():
+    row = {"step": 0, "eval/success/one": 1 / 3, "eval/trials/one": 21, "eval/success": 0.5}
+    row |= {"eval/success_by_calls/2": 0.25, "eval/trials_by_calls/2": 8.0}
+    assert metrics.held_out_counts(row) == {"one": (7, 21)}
+    by_calls = metrics.held_out_counts(row, "eval/success_by_calls/", "eval/trials_by_calls/")
+    assert by_calls == {"2": (2, 8)}

@@ -78,6 +78,7 @@ LAYERS = {
         "compare",
         "evaluate",
         "policy.train_tokenizer",
+        "report.__main__",
         "tasks.science.derive_elements",
         "train",
     ),

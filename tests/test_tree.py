@@ -85,6 +85,7 @@ def test_the_document_of_a_tree():
     assert document["format"] == FORMAT == "elpo_jax.tree/1"
     assert document["task"] == {
         "id": "train/0", "kind": "ratio", "question": "How heavy?", "answer": {"value": 1},
+        "calls": 2,
     }  # fmt: skip
     assert document["prompt"] == {"text": "7 8 9", "tokens": 3}
     first, second, last, branch, _ = document["nodes"]
@@ -172,6 +173,7 @@ def test_statistics_by_hand():
         "episode/end_turns": 0.0,
         "episode/end_calls": 1 / 4,
         "episode/end_observation": 0.0,
+        "rollout/total": 4.0,
         "rollout/per_tree": 2.0,
         "bel/searches": 1.0,
         "bel/localized_frac": 1.0,
@@ -182,7 +184,7 @@ def test_statistics_by_hand():
 
 
 def test_statistics_leave_out_what_is_undefined():
-    assert summarize([]) == {}
+    assert summarize([]) == {"rollout/total": 0.0}
     tree = empty_tree()
     tree.add(rollout(0, ROOT, [answer_step()], True))
     metrics = summarize([tree])

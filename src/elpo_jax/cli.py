@@ -244,6 +244,8 @@ def _usage(program: str, options: Sequence[Option], more: str = "") -> str:
         default = "" if option.default is None else f" (default: {option.default})"
         return f"  --{option.name}  {option.help}{default}"
 
+    path = Path(program)
+    module = path.parent.name if path.stem == "__main__" else path.stem
     shown = " ".join(map(usage, options))
-    first = f"usage: python -m elpo_jax.{Path(program).stem} {shown}{more}"
-    return "\n".join([first, "", *map(described, options)])
+    lines = [f"usage: python -m elpo_jax.{module} {shown}{more}", ""]
+    return "\n".join([*lines, *map(described, options)])

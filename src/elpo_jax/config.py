@@ -168,6 +168,7 @@ class EvalConfig:
     tasks: int = 256
     samples: int = 1  # independent trajectories a task
     every: int = 0
+    save_trees: int = 256  # tasks of the first and the newest evaluation written to DIR/trees
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

@@ -13,7 +13,7 @@ import numpy as np
 from elpo_jax.components import EVALUATION, Components
 from elpo_jax.errors import RunFault
 from elpo_jax.rollout.independent import independent
-from elpo_jax.rollout.statistics import summarize
+from elpo_jax.rollout.statistics import ENDS, summarize
 from elpo_jax.rollout.tree import Tree
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
 from elpo_jax.tasks.base import HELD_OUT, Task
@@ -70,12 +70,12 @@ def evaluate(
     return trees
 
 
-def count_by_kind(trees: Sequence[Tree]) -> dict[str, Count]:
-    """Successes by task kind, in alphabetical order."""
-    outcomes: dict[str, list[bool]] = defaultdict(list)
+def count_by(trees: Sequence[Tree], group: Callable[[Task], Any]) -> dict[Any, Count]:
+    """Successes by what `group` says of the task, in ascending order."""
+    outcomes: dict[Any, list[bool]] = defaultdict(list)
     for tree in trees:
-        outcomes[tree.task.kind] += [leaf.success for leaf in tree.leaves]
-    return {kind: Count(sum(each), len(each)) for kind, each in sorted(outcomes.items())}
+        outcomes[group(tree.task)] += [leaf.success for leaf in tree.leaves]
+    return {key: Count(sum(each), len(each)) for key, each in sorted(outcomes.items())}
 
 
 def evaluation_metrics(trees: Sequence[Tree]) -> dict[str, float]:
@@ -88,8 +88,16 @@ def evaluation_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "eval/calls": summary["episode/calls"],
         "eval/tasks": float(len(trees)),
     }
-    for kind, count in count_by_kind(trees).items():
+    if "episode/error_share" in summary:
+        metrics["eval/error_share"] = summary["episode/error_share"]
+    for end in ENDS:
+        metrics[f"eval/end_{end}"] = summary[f"episode/end_{end}"]
+    for kind, count in count_by(trees, lambda task: task.kind).items():
         metrics[f"eval/success/{kind}"] = count.successes / count.trials
+        metrics[f"eval/trials/{kind}"] = count.trials
+    for calls, count in count_by(trees, lambda task: task.calls).items():
+        metrics[f"eval/success_by_calls/{calls}"] = count.successes / count.trials
+        metrics[f"eval/trials_by_calls/{calls}"] = count.trials
     return metrics
 
 
@@ -182,7 +190,9 @@ def report(trees: Sequence[Tree], seed: int) -> dict[str, Any]:
             )
             for k in ks
         },
-        "kinds": {kind: vars(count) for kind, count in count_by_kind(trees).items()},
+        "kinds": {
+            kind: vars(count) for kind, count in count_by(trees, lambda task: task.kind).items()
+        },
         "tools": {
             "calls_per_rollout": calls / rollouts,
             "calls_per_success": calls / successes if successes else None,

@@ -65,6 +65,8 @@ TABLE = (
         "policy/clip_frac_low_elc", "clip_frac_low among tokens with the widened bound (Eq. 11)"
     ),
     Metric("policy/clip_frac_low_plain", "clip_frac_low among the other tokens"),
+    Metric("policy/clip_frac_high_elc", "clip_frac_high among tokens with the widened lower bound"),
+    Metric("policy/clip_frac_high_plain", "clip_frac_high among the other tokens"),
     Metric(
         "policy/kl_old", "KL from the policy before the step's updates, estimated on its samples"
     ),
@@ -82,10 +84,15 @@ TABLE = (
     Metric("sft/tokens", "tokens with a loss in that update"),
     Metric("eval/success", "share of held-out tasks solved; the first row is the cold start's"),
     Metric("eval/success/<kind>", "the same for tasks of one kind"),
+    Metric("eval/success_by_calls/<n>", "the same for tasks that the suite solves in n calls"),
     Metric("eval/tasks", "held-out tasks tried"),
+    Metric("eval/trials/<kind>", "samples behind eval/success/<kind>"),
+    Metric("eval/trials_by_calls/<n>", "samples behind eval/success_by_calls/<n>"),
     Metric("eval/reward", "mean shaped reward on held-out tasks"),
     Metric("eval/response_length", "tokens after the prompt on held-out tasks"),
     Metric("eval/calls", "tool calls a held-out task"),
+    Metric("eval/error_share", "share of observations on held-out tasks that are errors"),
+    Metric("eval/end_<reason>", "share of held-out trajectories that ended so"),
     Metric("sampler/prefill_tokens", "tokens that went through prefill"),
     Metric("sampler/decode_tokens", "tokens drawn"),
     Metric("sampler/saved_tokens", "prefix tokens that forks spared from prefill"),
@@ -123,6 +130,23 @@ def deterministic(row: Mapping[str, Any]) -> Row:
     return {name: x for name, x in row.items() if name == "step" or not lookup(name).varies}
 
 
+def held_out_counts(
+    row: Mapping[str, Any], shares: str = "eval/success/", trials: str = "eval/trials/"
+) -> dict[str, tuple[int, int]]:
+    """(successes, trials) by group, from a row with an evaluation.
+
+    Args:
+      row: of metrics.
+      shares: the family of metrics with the groups' success.
+      trials: the family with the groups' samples.
+    """
+    groups = [name.removeprefix(trials) for name in row if name.startswith(trials)]
+    return {
+        group: (round(row[shares + group] * row[trials + group]), round(row[trials + group]))
+        for group in groups
+    }
+
+
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a proportion, 95 % by default.
 
@@ -139,6 +163,24 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+
+
+def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of a change in a proportion, from Wilson's intervals of the two.
+
+    With d = p₂ - p₁: d - √((u₁-p₁)² + (p₂-l₂)²) to d + √((p₁-l₁)² + (u₂-p₂)²); Newcombe 1998 (Stat.
+    Med. 17, 873), method 10, for independent samples. On the same tasks twice it is cautious.
+
+    Args:
+      before: (successes, trials), at least one trial.
+      after: the same.
+    """
+    (low1, high1), (low2, high2) = wilson(*before), wilson(*after)
+    p1, p2 = before[0] / before[1], after[0] / after[1]
+    return (
+        p2 - p1 - math.hypot(high1 - p1, p2 - low2),
+        p2 - p1 + math.hypot(p1 - low1, high2 - p2),
+    )
 
 
 def markdown() -> str:

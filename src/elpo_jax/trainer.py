@@ -7,10 +7,11 @@ interruption.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from elpo_jax.algorithms import ALGORITHMS, loss_settings
@@ -156,31 +157,35 @@ class Trainer:
             "episode/tool_timeouts": summary.tool_timeouts,
         }
 
-    def evaluate(self, state: TrainState) -> Metrics:
-        """Held-out metrics."""
+    def evaluate(self, state: TrainState) -> tuple[list[Tree], Metrics]:
+        """Held-out trees and their metrics."""
         started = time.monotonic()
         trees = evaluate(
             self.components, self.scheduler, state.params, self.held_out, warn=self.warn
         )
-        return evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
-
-    def counts_by_kind(self, row: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-        """(successes, trials) by kind of task, from a row of metrics with an evaluation."""
-        samples = self.config.eval.samples
-        trials = Counter(task.kind for task in self.held_out)
-        return {
-            kind: (round(row[f"eval/success/{kind}"] * count * samples), count * samples)
-            for kind, count in sorted(trials.items())
-            if f"eval/success/{kind}" in row
-        }
+        return trees, evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
 
     def save_trees(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:
-        """Writes the first `train.save_trees` trees of a step."""
+        """Writes the first `train.save_trees` trees of a step, with their advantages."""
+        chosen = trees[: self.config.train.save_trees]
+        credits = [tree_advantages(tree, self.config.credit)._asdict() for tree in chosen]
+        self._write_trees(folder.step_trees(step), chosen, credits)
+
+    def save_evaluation(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:
+        """Writes the first `eval.save_trees` trees of an evaluation."""
+        chosen = trees[: self.config.eval.save_trees]
+        self._write_trees(folder.evaluation_trees(step), chosen, [None] * len(chosen))
+
+    def _write_trees(
+        self,
+        file: Path,
+        trees: Sequence[Tree],
+        credits: Sequence[Mapping[str, np.ndarray] | None],
+    ) -> None:
         decode = self.components.chat.tokenizer.decode
-        documents = []
-        for tree in trees[: self.config.train.save_trees]:
-            credit = tree_advantages(tree, self.config.credit)._asdict()
-            documents.append(to_json(tree, credit, decode=decode))
-        folder.trees.mkdir(exist_ok=True)
-        text = json.dumps(documents, allow_nan=False)
-        write_atomic(folder.trees / f"step_{step:06d}.json", text)
+        documents = [
+            to_json(tree, credit, decode=decode)
+            for tree, credit in zip(trees, credits, strict=True)
+        ]
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, json.dumps(documents, allow_nan=False))

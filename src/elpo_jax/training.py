@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
@@ -14,8 +15,9 @@ from elpo_jax.errors import RunFault, UsageError, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
-from elpo_jax.metrics import MetricsWriter, read
+from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
+from elpo_jax.report.report import write_report
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
@@ -126,6 +128,7 @@ class _Run:
         """From where the folder stands to the last step."""
         begun = self.saved
         self._cut_trees(begun)
+        self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
             if metrics.last_step != begun:
                 lost = f"its rows end with step {metrics.last_step}, checkpoint {begun} is used"
@@ -139,7 +142,9 @@ class _Run:
             elif begun < self.config.train.steps:
                 self.display.note(f"{self.folder.path}: going on after step {begun}")
                 self._steps(self._warm_up(self._restore()), begun, metrics)
+        self._prune_evaluations()
         self._show_summary()
+        self._report()
 
     def _begin(self) -> tuple[TrainState, Metrics]:
         """The state that RL begins with, and the metrics of the cold start's last update."""
@@ -201,7 +206,8 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
         with self._dumping("evaluation", step, state):
-            values = self.trainer.evaluate(state)
+            trees, values = self.trainer.evaluate(state)
+        self.trainer.save_evaluation(self.folder, step, trees)
         tasks = round(values["eval/tasks"])
         self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
         return values
@@ -210,13 +216,23 @@ class _Run:
         if self.saved is None or step > self.saved:
             position = step * self.config.train.batch_prompts
             metadata = {"seed": self.config.seed, "data_position": position}
+            self._prune_evaluations()
             self.checkpoints.save(step, parts_of(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
         """Removes what was written after the checkpoint that the run goes on from."""
-        for file in self.folder.trees.glob("step_*.json"):
-            if last_step is None or int(file.stem.removeprefix("step_")) > last_step:
+        for file in self.folder.trees.glob("*_*.json"):
+            if last_step is None or _step_of(file) > last_step:
+                file.unlink()
+
+    def _prune_evaluations(self) -> None:
+        """Keeps the first evaluation's trees, and of those up to a checkpoint the newest's."""
+        last_step = self.checkpoints.latest_step()
+        if last_step is not None:
+            files = sorted(self.folder.trees.glob("eval_*.json"))
+            covered = [file for file in files if _step_of(file) <= last_step]
+            for file in covered[1:-1]:
                 file.unlink()
 
     @contextmanager
@@ -251,10 +267,23 @@ class _Run:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
         if not rows:
             return
-        before, after = (self.trainer.counts_by_kind(row) for row in (rows[0], rows[-1]))
+        before, after = (held_out_counts(row) for row in (rows[0], rows[-1]))
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
         self.display.note(f"metrics, checkpoints and trees: {self.folder.path}")
+
+    def _report(self) -> None:
+        """Writes the report; where that fails the run stands all the same."""
+        try:
+            self.display.note(f"report: {write_report(self.folder)}")
+        except UsageError as error:
+            again = f"python -m elpo_jax.report --workdir {self.folder.path}"
+            self.display.note(f"no report: {error}; once that is mended: {again}")
+
+
+def _step_of(file: Path) -> int:
+    """The step in the name of a file of trees."""
+    return int(file.stem.partition("_")[2])
 
 
 def is_due(step: int, every: int) -> bool:

@@ -104,6 +104,7 @@ RANGES = {
     "eval.tasks": AT_LEAST_ONE,
     "eval.samples": AT_LEAST_ONE,
     "eval.every": NOT_NEGATIVE,
+    "eval.save_trees": NOT_NEGATIVE,
     "eval.temperature": NOT_NEGATIVE,
     "eval.top_p": PROBABILITY,
     "eval.top_k": NOT_NEGATIVE,

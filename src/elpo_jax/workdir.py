@@ -41,6 +41,14 @@ class WorkDir:
     def trees(self) -> Path:
         return self.path / "trees"
 
+    def step_trees(self, step: int) -> Path:
+        """Trees of a training step."""
+        return self.trees / f"step_{step:06d}.json"
+
+    def evaluation_trees(self, step: int) -> Path:
+        """Trees of the evaluation after a step."""
+        return self.trees / f"eval_{step:06d}.json"
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"

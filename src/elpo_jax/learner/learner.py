@@ -270,11 +270,14 @@ def _update_metrics(statistics: Sequence[Mapping[str, float]]) -> Metrics:
 
     tokens, elc_tokens = total("tokens"), total("elc_tokens")
     low_elc, low_plain = total("clipped_low_elc"), total("clipped_low_plain")
+    high_elc, high_plain = total("clipped_high_elc"), total("clipped_high_plain")
     return {
         "policy/clip_frac_low": mean(low_elc + low_plain, tokens),
         "policy/clip_frac_low_elc": mean(low_elc, elc_tokens),
         "policy/clip_frac_low_plain": mean(low_plain, tokens - elc_tokens),
-        "policy/clip_frac_high": mean(total("clipped_high"), tokens),
+        "policy/clip_frac_high": mean(high_elc + high_plain, tokens),
+        "policy/clip_frac_high_elc": mean(high_elc, elc_tokens),
+        "policy/clip_frac_high_plain": mean(high_plain, tokens - elc_tokens),
         "policy/kl_old": mean(total("kl_old"), tokens),
         "policy/ratio_max": float(np.max([s["ratio_max"] for s in statistics], initial=0.0)),
     }

@@ -37,7 +37,8 @@ def policy_loss(
         "elc_tokens": jnp.sum(elc),
         "clipped_low_elc": jnp.sum(elc * surrogate.clipped_low),
         "clipped_low_plain": jnp.sum(plain * surrogate.clipped_low),
-        "clipped_high": jnp.sum(micro_batch.mask * surrogate.clipped_high),
+        "clipped_high_elc": jnp.sum(elc * surrogate.clipped_high),
+        "clipped_high_plain": jnp.sum(plain * surrogate.clipped_high),
         "kl_old": jnp.sum(
             micro_batch.mask * (jnp.expm1(surrogate.log_ratio) - surrogate.log_ratio)
         ),

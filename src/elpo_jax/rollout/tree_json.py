@@ -4,7 +4,7 @@ A document is an object with these members; `null` stands for what does not exis
 that are not finite, so every document is strict JSON.
 
   format         'elpo_jax.tree/1'; the number rises when a reader has to change
-  task           {id, kind, question, answer}
+  task           {id, kind, question, answer, calls}, `calls` those of the suite's solver
   prompt         {text, tokens}, `tokens` a count
   nodes          a list in id order, parents before children:
     id, parent     `parent` is -1 for first turns
@@ -96,6 +96,7 @@ def to_json(
             "kind": tree.task.kind,
             "question": tree.task.question,
             "answer": tree.task.answer,
+            "calls": tree.task.calls,
         },
         "prompt": {"text": decode(tree.prompt.tolist()), "tokens": len(tree.prompt)},
         "nodes": nodes,

@@ -1,0 +1,188 @@
+"""What a run's folder says: its config, its metrics, the trees it saved. Reads files, nothing else.
+
+The folder may be of a run that is going on, was killed, or comes from an earlier version; what
+isn't there is left out.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elpo_jax.config import Config, field_types, get
+from elpo_jax.errors import UsageError
+from elpo_jax.metrics import Row, held_out_counts, read
+from elpo_jax.rollout.tree_json import FORMAT
+from elpo_jax.workdir import WorkDir
+
+Document = Mapping[str, Any]  # a tree, as `rollout.tree_json` describes it
+Points = list[tuple[int, float]]  # (step, value)
+
+
+class Setting(NamedTuple):
+    """A key of the config with its value, and what it is by default ('' for an unknown key)."""
+
+    key: str
+    value: str
+    default: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files show it.
+
+    Attributes:
+      name: of its folder.
+      config: values by dotted key.
+      rows: of metrics; values that aren't finite numbers are left out.
+      written: when the last row was written, in seconds since the epoch; None without rows.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    rows: list[Row]
+    written: float | None
+
+    @property
+    def steps(self) -> int:
+        """Steps of RL that are done."""
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """Rows with a held-out evaluation."""
+        return [row for row in self.rows if "eval/success" in row]
+
+    def series(self, name: str) -> Points:
+        """A metric over the steps that have it."""
+        return [(row["step"], row[name]) for row in self.rows if name in row]
+
+    def settings(self) -> list[Setting]:
+        """All keys with value and default."""
+        known, defaults = field_types(), Config()
+        return [
+            Setting(key, _shown(value), _shown(get(defaults, key)) if key in known else "")
+            for key, value in self.config.items()
+        ]
+
+
+class TreeFile(NamedTuple):
+    """A file of trees that a run saved: of a training step, or of an evaluation."""
+
+    path: Path
+    is_evaluation: bool
+    step: int
+
+    @property
+    def name(self) -> str:
+        """'step_000012': of its page, too."""
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        return f"{'Evaluation after step' if self.is_evaluation else 'Training step'} {self.step}"
+
+
+def read_run(folder: WorkDir) -> Run:
+    """Reads config.json and metrics.jsonl.
+
+    Raises:
+      UsageError: there is no run, or a file isn't what a run writes.
+    """
+    try:
+        config = _load(folder.config)
+        rows = read(folder.metrics)
+    except FileNotFoundError:
+        raise UsageError([f"{folder.config}: expected the config of a run, found none"]) from None
+    except OSError as error:
+        raise UsageError([f"{folder.path}: expected a run's folder, got: {error}"]) from None
+    except ValueError as error:
+        raise UsageError([f"{folder.path}: expected a run's files, got: {error}"]) from None
+    if not isinstance(config, dict):
+        raise UsageError([f"{folder.config}: expected an object, got {type(config).__name__}"])
+    return Run(
+        name=folder.path.resolve().name,
+        config=_flat(config),
+        rows=[_finite(row) for row in rows],
+        written=folder.metrics.stat().st_mtime if rows else None,
+    )
+
+
+def tree_files(folder: WorkDir) -> list[TreeFile]:
+    """The files of trees, by step; at the same step training comes first."""
+    files = []
+    for path in folder.trees.glob("*.json"):
+        kind, _, step = path.stem.partition("_")
+        if kind in ("step", "eval") and step.isdecimal():
+            files.append(TreeFile(path, kind == "eval", int(step)))
+    return sorted(files, key=lambda file: (file.step, file.is_evaluation))
+
+
+def read_trees(file: TreeFile) -> list[Document]:
+    """The trees of a file.
+
+    Raises:
+      ValueError: it doesn't hold trees.
+    """
+    documents = _load(file.path)
+    if not isinstance(documents, list):
+        raise ValueError(f"expected a list of trees, got {type(documents).__name__}")
+    for document in documents:
+        found = document.get("format") if isinstance(document, dict) else document
+        if found != FORMAT:
+            raise ValueError(f"expected trees of format {FORMAT!r}, got {str(found)[:60]!r}")
+    return documents
+
+
+def counts(row: Row, by: str = "kind") -> dict[str, tuple[int, int]]:
+    """(successes, trials) of an evaluation by 'kind' or 'calls'; empty where they weren't saved."""
+    if by == "calls":
+        found = held_out_counts(row, "eval/success_by_calls/", "eval/trials_by_calls/")
+        return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+    return held_out_counts(row)
+
+
+def total(row: Row) -> tuple[int, int]:
+    """(successes, trials) of an evaluation."""
+    each = counts(row).values()
+    if each:
+        return sum(k for k, _ in each), sum(n for _, n in each)
+    trials = round(row.get("eval/tasks", 0))  # a run of before the trials were counted
+    return round(row["eval/success"] * trials), trials
+
+
+def _load(path: Path) -> Any:
+    """A JSON file's value; lone surrogates, which no page can hold, become '?'."""
+    text = path.read_text(encoding="utf-8")
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return value
+
+
+def _finite(row: Row) -> Row:
+    return {
+        name.encode(errors="replace").decode(): value
+        for name, value in row.items()
+        if type(value) in (int, float) and math.isfinite(value)
+    }
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}{name}.")
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,58 @@
+"use strict";
+// Filters the table of tasks; the filters live in the address, so a view can be linked to.
+const form = document.querySelector(".filters");
+const rows = [...document.querySelectorAll("#tasks tbody tr")];
+
+const SUCCESS = {
+  failed: (row) => +row.successes < +row.rollouts,
+  none: (row) => +row.successes === 0,
+  some: (row) => +row.successes > 0 && +row.successes < +row.rollouts,
+  every: (row) => +row.successes === +row.rollouts,
+};
+const SEARCHED = {
+  yes: (row) => +row.searches > 0,
+  resolved: (row) => +row.resolved > 0,
+  no: (row) => +row.searches === 0,
+};
+
+function fits(row, filter) {
+  const words = filter.text.toLowerCase().split(/\s+/).filter(Boolean);
+  return words.every((word) => row.text.includes(word))
+    && (!filter.kind || row.kind === filter.kind)
+    && (!filter.source || row.source === filter.source
+      || (filter.source === "training" && row.source.startsWith("Training")))
+    && (!filter.success || SUCCESS[filter.success](row))
+    && (!filter.searched || SEARCHED[filter.searched](row));
+}
+
+function show() {
+  const filter = Object.fromEntries(new FormData(form));
+  let shown = 0;
+  for (const row of rows) {
+    row.hidden = !fits(row.dataset, filter);
+    shown += !row.hidden;
+  }
+  document.getElementById("count").textContent = `${shown} of ${rows.length} tasks`;
+  document.getElementById("nothing").hidden = shown > 0;
+  const used = Object.entries(filter).filter(([, value]) => value);
+  const hash = new URLSearchParams(used).toString();
+  history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+}
+
+function readAddress() {
+  form.reset();
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const field = form.elements.namedItem(name);
+    if (field) field.value = value;
+  }
+  for (const select of form.querySelectorAll("select")) {
+    if (select.selectedIndex < 0) select.selectedIndex = 0;
+  }
+  show();
+}
+
+form.addEventListener("input", show);
+form.addEventListener("submit", (event) => event.preventDefault());
+document.getElementById("reset").addEventListener("click", () => { form.reset(); show(); });
+window.addEventListener("hashchange", readAddress);
+readAddress();
