@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
 from elpo_jax.errors import UsageError, suggestion
-from elpo_jax.workdir import write_atomic
+from elpo_jax.workdir import naming, write_atomic
 
 Row = dict[str, Any]  # {'step': int, name: number, ...}
 
@@ -244,7 +244,7 @@ class MetricsWriter:
         events.mkdir()
         # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and then it blocks.
         self._events = EventsWriter(str(events / "events"))
-        self._path = path
+        self._path, self._events_folder = path, events
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.last_step: int | None = None  # of the last row
         for row in kept:
@@ -292,12 +292,12 @@ class MetricsWriter:
         """All of the line or, on a full disk, nothing of it."""
         end = os.fstat(self._file).st_size
         try:
-            while line:
-                line = line[os.write(self._file, line) :]
-            os.fsync(self._file)
-        except OSError as error:
+            with naming(self._path):
+                while line:
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+        except OSError:
             os.ftruncate(self._file, end)
-            error.filename = str(self._path)
             raise
 
     def _show(self, row: Row) -> None:
@@ -305,8 +305,9 @@ class MetricsWriter:
         scalars = [scalar(name, value) for name, value in row.items() if name != "step"]
         values = [value for each in scalars for value in each.value]
         event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
-        self._events.write_event(event)
-        self._events.flush()
+        with naming(self._events_folder):
+            self._events.write_event(event)
+            self._events.flush()
 
 
 def _line(row: Row) -> str:

@@ -108,6 +108,16 @@ class WorkDir:
             os.close(file)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block the path that the system left out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that a kill or a full disk leaves the old content or the new one.
 
@@ -116,15 +126,14 @@ def write_atomic(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with naming(path), open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        error.filename, error.filename2 = str(path), None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
