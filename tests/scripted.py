@@ -1,5 +1,6 @@
 """An environment without text, for tests of the scheduler: what happens is a function of tokens."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,9 +32,13 @@ class ScriptedCall:
     seed: int
     delay: float
     breaks: Callable[[int], bool]
+    hangs: Callable[[int], bool]
+    gate: threading.Event
 
     def run(self):
         time.sleep(self.delay)
+        if self.hangs(self.seed):
+            self.gate.wait()
         if self.breaks(self.seed):
             raise ToolFailure("broken on purpose")
         return {"calls": self.seed}, Observation(str(self.seed))
@@ -46,12 +51,15 @@ class ScriptedEnvironment:
       delays: seconds a tool may take, drawn anew at every call, so no two runs have the same
       timing.
       breaks: says by its turn's hash, at each try, whether a call breaks.
+      hangs: says so of the calls that wait for the environment's `gate`.
     """
 
-    def __init__(self, delays=(0.0,), breaks=lambda seed: False):
+    def __init__(self, delays=(0.0,), breaks=lambda seed: False, hangs=lambda seed: False):
         self._timing = np.random.default_rng()
         self._delays = delays
         self._breaks = breaks
+        self._hangs = hangs
+        self.gate = threading.Event()
 
     def prompt_ids(self, task):
         number = int(task.id.split("/")[1])
@@ -75,7 +83,8 @@ class ScriptedEnvironment:
             return self._final(progress, turn, "length")
         if seed % 4 == 0 or progress.turns >= progress.max_calls:
             return self._final(progress, turn, "answer")
-        return ScriptedCall(seed, float(self._timing.choice(self._delays)), self._breaks)
+        delay = float(self._timing.choice(self._delays))
+        return ScriptedCall(seed, delay, self._breaks, self._hangs, self.gate)
 
     def observe(self, progress, turn, pending, states, observation):
         seed = int(observation.text)

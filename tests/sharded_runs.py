@@ -217,14 +217,14 @@ def programs(trainer, state):
         "fork": (engine._programs.fork, lanes, rows, ints(5), ints(5)),
         "read_row": (engine._programs.read_row, rows, one),
         "write_row": (engine._programs.write_row, rows, one, jax.device_get(row)),
-        "log_probs": (learner._log_probs, params, micro_batch.tokens, learner._temperature),
+        "log_probs": (learner._log_probs, params, micro_batch.tokens, learner.temperature),
         "accumulate": (
             learner.programs.accumulate,
             params,
             learner.programs.zeros(params),
             micro_batch,
-            learner._temperature,
-            learner._bounds,
+            learner.temperature,
+            learner.bounds,
         ),
     }
     return {name: shapes_in(call.lower(*args).compile()) for name, (call, *args) in calls.items()}

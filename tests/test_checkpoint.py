@@ -1,5 +1,6 @@
 """Checkpoints come back whole, also after a kill in the middle of a save."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from elpo_jax import checkpoint
 from elpo_jax.checkpoint import Checkpoints
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError
 
 
 def make_state(fill=0.0):
@@ -140,3 +142,123 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
     assert restored.metadata == {"position": 10}
     assert bool(jnp.any(restored.parts["state"]["x"]))
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def largest(folder):
+    """The file that holds most of the numbers."""
+    return max(
+        (file for file in folder.rglob("*") if file.is_file()), key=lambda f: f.stat().st_size
+    )
+
+
+DAMAGES = {
+    "a flipped bit": (lambda at: flip(largest(at / "params")), "isn't what was saved"),
+    "half a file": (lambda at: largest(at / "optimizer").write_bytes(b"x"), "isn't what was saved"),
+    "no metadata": (lambda at: (at / "metadata" / "metadata").unlink(), "metadata is missing"),
+    "changed metadata": (lambda at: flip(at / "metadata" / "metadata"), "isn't what was saved"),
+    "no part": (lambda at: shutil.rmtree(at / "optimizer"), "is missing"),
+    "no digests": (lambda at: (at / "digests.json").unlink(), "digests.json is missing"),
+    "torn digests": (lambda at: (at / "digests.json").write_text('{"'), "isn't what was saved"),
+    "nothing": (lambda at: [shutil.rmtree(at), at.mkdir()], "digests.json is missing"),
+}
+
+
+def noise(step):
+    """Numbers that don't compress, so that most of a checkpoint's bytes are theirs."""
+    return {"w": jax.random.normal(jax.random.key(step), (64, 64))}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (4, 6):
+            parts = {"params": noise(step), "optimizer": noise(10 + step)}
+            checkpoints.save(step, parts, {"at": step})
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_one_before_a_broken_checkpoint_is_used(two_checkpoints, tmp_path, damage):
+    folder, aside, warnings = tmp_path / "checkpoints", tmp_path / "faults", []
+    shutil.copytree(two_checkpoints, folder)
+    do, problem = DAMAGES[damage]
+    do(folder / "6")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.drop_broken(aside, warnings.append)
+        restored = checkpoints.restore({"params": noise(0)})
+        assert (restored.step, restored.metadata) == (4, {"at": 4})
+        assert_same(restored.parts["params"], noise(4))
+        checkpoints.save(6, {"params": noise(6)}, {})
+        assert checkpoints.latest_step() == 6
+    (line,) = warnings
+    assert line.startswith(f"warning: {folder}/6: ")
+    assert problem in line
+    assert line.endswith(f"; moved to {aside}/checkpoint_000006, checkpoint 4 is used")
+    assert (aside / "checkpoint_000006").is_dir()
+
+
+def test_orbax_alone_would_not_notice_a_flipped_bit(two_checkpoints, tmp_path):
+    """Why there are digests."""
+    shutil.copytree(two_checkpoints, tmp_path / "c")
+    at = tmp_path / "c" / "6" / "params"
+    flip(largest(at))
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(at)
+    assert not np.array_equal(found["w"], noise(6)["w"])
+
+
+def test_when_all_are_broken_nothing_is_touched(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    for step in ("4", "6"):
+        flip(largest(folder / step / "params"))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with Checkpoints(folder, keep=2) as checkpoints, pytest.raises(RunFault) as caught:
+        checkpoints.drop_broken(tmp_path / "faults", pytest.fail)
+    (line,) = caught.value.problems
+    assert "checkpoints/6: params/" in line
+    assert "checkpoints/4: params/" in line
+    assert "nothing was changed" in line
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert not (tmp_path / "faults").exists()
+    with pytest.raises(RunFault, match=r"6: params/.* isn't what was saved; .* there: \[4\]"):
+        checkpoint.load(folder, {"params": noise(0)})
+
+
+TOO_LARGE = """
+import resource, sys
+from pathlib import Path
+import jax
+from elpo_jax.checkpoint import Checkpoints
+from elpo_jax.cli import run
+from elpo_jax.errors import RunFault
+
+def main(argv):
+    noise = jax.random.normal(jax.random.key(0), (64, 1024))  # 256 KB that don't compress
+    with Checkpoints(Path(argv[1]), keep=2) as checkpoints:
+        checkpoints.save(1, {"state": {"x": noise[:8]}}, {})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        checkpoints.save(2, {"state": {"x": noise}}, {})
+
+run(main)
+"""
+
+
+def test_a_save_that_fails_says_so_in_a_line_and_leaves_the_one_before(tmp_path):
+    command = [sys.executable, "-c", TOO_LARGE, str(tmp_path)]
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert failed.stderr == f"error: {tmp_path}/2: File too large\n"
+    assert failed.returncode == 3
+    target = {"state": {"x": jnp.zeros((8, 1024))}}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(2, checkpoints.restore(target).parts, {})
+        assert checkpoints.latest_step() == 2

@@ -14,6 +14,7 @@ from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.tokenizer import SentencePieceTokenizer
 from elpo_jax.rollout.episode import Environment, Outcome, PendingCall, Turn, clip_text
 from elpo_jax.rollout.tree import ROOT, ToolCall, Tree
+from elpo_jax.rollout.tree_json import to_json
 from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tasks.rewards import REWARDS, get_reward
 from elpo_jax.tasks.science.suite import ScienceSuite
@@ -185,7 +186,7 @@ def test_errors_are_calls_and_the_episode_goes_on(played, kind, message):
     assert (outcome.step.call is None) == (kind != "tool_error")
     assert outcome.step.is_call
     assert outcome.step.is_open
-    assert outcome.step.states == {"count": 0}
+    assert outcome.step.states.get("count", 0) == 0
     assert outcome.progress.calls == 1
     assert after.step.observation == Observation("2")
 
@@ -198,6 +199,96 @@ def test_a_broken_tool_is_a_failure_of_the_tool(by, message):
     pending = env.finish_turn(env.begin(TASK, 50), call(by))
     with pytest.raises(ToolFailure, match=message):
         pending.run()
+
+
+class Hostile(str):
+    def __len__(self):
+        raise RuntimeError("a string that bites")
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("not even its words")
+
+
+class Junk:
+    """Adds nothing; its calls come to what `does` comes to."""
+
+    name = "count"
+    schema = SCHEMA
+
+    def __init__(self, does, initial=lambda: 0):
+        self.does, self.initial_state = does, initial
+
+    def call(self, state, arguments):
+        return self.does(state, arguments)
+
+
+def raising(error):
+    def does(*_):
+        raise error
+
+    return does
+
+
+def pending_call(tool):
+    suite = CountingSuite(tools=(tool,))
+    env = Environment(suite, CHAT, LIMITS, get_reward("plus_minus_one"))
+    played = call(1)
+    progress = env.begin(TASK, 50)
+    return env, progress, played, env.finish_turn(progress, played)
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [
+        (Junk(raising(SystemExit(0))), "raised SystemExit: 0"),
+        (Junk(raising(KeyboardInterrupt())), "raised KeyboardInterrupt"),
+        (Junk(raising(MemoryError())), "raised MemoryError"),
+        (Junk(raising(Unspeakable())), "raised Unspeakable$"),
+        (Junk(lambda *_: None), "raised TypeError"),
+        (Junk(lambda *_: (1, 2, 3)), "raised ValueError"),
+        (Junk(lambda state, _: (state, "42")), "expected an Observation of text, got str"),
+        (Junk(lambda state, _: (state, Observation(42))), "expected an Observation of text"),
+        (Junk(lambda state, _: (state, Observation(b"42"))), "expected an Observation of text"),
+        (Junk(lambda state, _: (state, Observation(Hostile("4")))), "expected an Observation of t"),
+        (
+            Junk(lambda state, _: (state, Observation("4", error=13))),
+            "expected an Observation of t",
+        ),
+        (Junk(None, initial=raising(OSError("no sandbox"))), "raised OSError: no sandbox"),
+    ],
+)
+def test_junk_from_a_tool_is_a_failure_of_the_tool(tool, message):
+    *_, pending = pending_call(tool)
+    with pytest.raises(ToolFailure, match=message):
+        pending.run()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\0\0", "\ud800 alone", "\x1b[2J\r\n\u202e", "<|im_end|>" * 9, "\U0010ffff", "9" * 10**7],
+)
+def test_whatever_text_a_tool_returns_the_episode_goes_on_or_ends(text):
+    env, progress, played, pending = pending_call(
+        Junk(lambda state, _: (lambda: state, Observation(text)))  # a state that nothing can store
+    )
+    outcome = env.observe(progress, played, pending, *pending.run())
+    assert outcome.end in (None, "observation")
+    tree = Tree(TASK, env.prompt_ids(TASK))
+    tree.add(env.conclude(TASK, 0, ROOT, [outcome.step], "length"))
+    document = to_json(tree, decode=TOKENIZER.decode)
+    assert len(json.dumps(document).encode()) < 10_000
+
+
+def test_a_tool_cannot_change_what_the_policy_wrote():
+    def meddle(state, arguments):
+        arguments["by"] = object()
+        return state, Observation("done")
+
+    _, _, _, pending = pending_call(Junk(meddle))
+    pending.run()
+    assert pending.request == ToolCall("count", {"by": 1})
 
 
 def test_the_last_turn_must_be_the_answer():

@@ -5,6 +5,8 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,52 @@ def test_a_damaged_file_is_refused_and_left_alone(paths, text, problem):
     with pytest.raises(ValueError, match=problem):
         MetricsWriter(*paths, last_step=10)
     assert paths[0].read_text() == text
+
+
+def test_damage_behind_the_checkpoint_is_cut_with_the_rest(paths):
+    paths[0].write_text('{"step": 0}\n{"step": 1}\nnonsense\n{"step": 3}\n')
+    MetricsWriter(*paths, last_step=1).close()
+    assert paths[0].read_text() == '{"step": 0}\n{"step": 1}\n'
+    paths[0].write_text("nonsense\n")
+    MetricsWriter(*paths, last_step=None).close()
+    assert paths[0].read_text() == ""
+
+
+TOO_LARGE = """
+import resource, sys
+from pathlib import Path
+from elpo_jax.cli import run
+from elpo_jax.metrics import MetricsWriter
+
+def main(argv):
+    folder = Path(argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    with MetricsWriter(folder / "metrics.jsonl", folder / "events", None) as writer:
+        for step in range(1000):
+            writer.write(step, {name: 1 / 7 for name in argv[2:]})
+
+run(main)
+"""
+
+
+def test_a_row_that_finds_no_room_leaves_the_rows_before_it(paths):
+    """RLIMIT_FSIZE stands in for a full disk: the write after the limit comes back short."""
+    names = [metric.name for metric in metrics.TABLE if "<" not in metric.name]
+    command = [sys.executable, "-c", TOO_LARGE, str(paths[0].parent), *names]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert failed.returncode == 3
+    assert failed.stderr == f"error: {paths[0]}: File too large\n"
+    text = paths[0].read_text()
+    assert text.endswith("}\n")
+    assert [row["step"] for row in metrics.read(paths[0])] == list(range(text.count("\n")))
+
+
+def test_a_full_disk_under_tensorboard_ends_the_run_too(paths):
+    """Its own writer would block for ever: a thread of its own dies, and its queue fills up."""
+    command = [sys.executable, "-c", TOO_LARGE, str(paths[0].parent), "reward/mean"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert failed.returncode == 3
+    assert failed.stderr == f"error: {paths[0].parent / 'events'}: File too large\n"
 
 
 @pytest.mark.parametrize(

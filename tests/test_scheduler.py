@@ -1,8 +1,11 @@
 """The sampler's invariants: exact tokens, samples that no schedule changes, forks not prefills."""
 
+import time
+from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scripted import END_OF_TURN, MAX_LENGTH, ScriptedEnvironment, task
@@ -14,7 +17,7 @@ from elpo_jax.rollout.bel import bel
 from elpo_jax.rollout.controller import Wave
 from elpo_jax.rollout.independent import independent
 from elpo_jax.rollout.tree import ROOT
-from elpo_jax.sampler.engine import Engine
+from elpo_jax.sampler.engine import Engine, NonFiniteSampleError
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
 
 POLICY = PolicyConfig(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
@@ -218,6 +221,61 @@ def test_a_rollout_whose_tool_stays_broken_is_replaced_under_the_next_ordinal(gr
     assert ordinals == [o for o in range(7) if o != victim], "the budget is exact all the same"
     kept = [leaf for leaf in whole[0].leaves if leaf.ordinal != victim]
     assert [leaf.success for leaf in kept] == [leaf.success for leaf in trees[0].leaves[:-1]]
+
+
+def test_a_rollout_whose_tool_hangs_is_replaced_too(grow):
+    strategy = partial(independent, config=RolloutConfig(budget=6))
+    whole, _ = grow([1], strategy=strategy)
+    calls = {n.ordinal: int(n.step.observation.text) for n in whole[0].nodes if n.step.observation}
+    victim = sorted(calls)[0]
+    environment = ScriptedEnvironment(hangs={calls[victim]}.__contains__)
+    try:
+        trees, summary = grow(
+            [1], environment, strategy, episode=replace(EPISODE, tool_seconds=2.0)
+        )
+    finally:
+        environment.gate.set()
+    assert (summary.dropped_rollouts, summary.tool_timeouts, summary.dropped_tasks) == (1, 1, 0)
+    assert "no answer in 2 s" in summary.last_failure
+    assert [leaf.ordinal for leaf in trees[0].leaves] == [o for o in range(7) if o != victim]
+    broken, _ = grow([1], ScriptedEnvironment(breaks={calls[victim]}.__contains__), strategy)
+    assert_same_tree(broken[0], trees[0])
+
+
+def test_an_interruption_is_seen_while_all_wait_for_a_tool(engine, params):
+    class StopError(Exception):
+        pass
+
+    environment = ScriptedEnvironment(hangs=lambda seed: True)
+    started = time.monotonic()
+
+    def on_round():
+        if time.monotonic() - started > 0.5:
+            raise StopError
+
+    scheduler = Scheduler(engine, environment, SAMPLER, EPISODE, END_OF_TURN)
+    try:
+        with pytest.raises(StopError):
+            scheduler.run(params, KEY, [(1, task(1))], STRATEGY, SamplingSettings(), on_round)
+    finally:
+        environment.gate.set()
+    assert time.monotonic() - started < EPISODE.tool_seconds / 2
+
+
+def test_nan_in_the_policy_is_told_with_the_tokens_that_led_to_it(grow, engine, params):
+    broken = jax.tree.map(lambda x: x, params)
+    broken["head"]["kernel"] = broken["head"]["kernel"].at[0, 0].set(jnp.nan)
+    scheduler = Scheduler(engine, ScriptedEnvironment(), SAMPLER, EPISODE, END_OF_TURN)
+    with pytest.raises(
+        NonFiniteSampleError, match=r"NaN or infinity in task draws \[7\]"
+    ) as caught:
+        scheduler.run(broken, KEY, [(7, task(7))], STRATEGY, SamplingSettings())
+    prompt = ScriptedEnvironment().prompt_ids(task(7))
+    assert {name for name, _ in caught.value.rows} == {"train/7"}
+    for tokens in caught.value.rows.values():
+        np.testing.assert_array_equal(tokens[: len(prompt)], prompt)
+        assert len(tokens) == len(prompt) + 1, "the first draw is broken already"
+    assert sorted(engine._free_rows) == list(range(SAMPLER.rows))
 
 
 def test_a_task_whose_tools_stay_broken_leaves_the_batch(grow):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
-import test_resume as resume
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import MAX_LENGTH
@@ -35,7 +35,7 @@ UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_p
 
 def environment(flags=""):
     return os.environ | {
-        "PYTHONPATH": str(resume.ROOT / "src"),
+        "PYTHONPATH": str(processes.ROOT / "src"),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} {flags}",
     }
 
@@ -346,19 +346,19 @@ def share(over, mesh):
 def test_a_killed_run_on_eight_devices_ends_as_one_that_was_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])  # for reading the checkpoints too
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    resume.finish(start_training(alone))
+    processes.finish(start_training(alone))
     moments = (
-        ("a checkpoint write", lambda: resume.is_writing(killed)),
-        ("the step after checkpoint 2", lambda: resume.rows(killed) == 4),
+        ("a checkpoint write", lambda: processes.is_writing(killed)),
+        ("the step after checkpoint 2", lambda: processes.rows(killed) == 4),
     )
     for what, condition in moments:
         process = start_training(killed)
-        resume.wait_for(condition, process, what)
+        processes.wait_for(condition, process, what)
         process.kill()
         process.communicate()
-    assert "going on after step 2" in resume.finish(start_training(killed))
-    expected = resume.outcome(alone)
-    resume.assert_same(expected, resume.outcome(killed))
+    assert "going on after step 2" in processes.finish(start_training(killed))
+    expected = processes.outcome(alone)
+    processes.assert_same(expected, processes.outcome(killed))
     assert len({row["policy/grad_norm"] for row in expected[0][1:]}) == 4, "it learns"
 
 

@@ -2,9 +2,11 @@
 
 `--config experiments/NAME.py[:variant]` names a file that defines `get_config(variant="")`, which
 returns an edited `elpo_jax.config.default_config()`; `--config.a.b=value` sets one key after that.
-Every key is an absl flag, so `--help` lists them. A user's mistake ends in one line each, exit 2.
+Every key is an absl flag, so `--help` lists them. Whatever goes wrong ends in a line on stderr, and
+an exit status that `run` explains.
 """
 
+import logging
 import re
 import sys
 import traceback
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from elpo_jax.config import Config, field_types, from_dict, get, unknown_key
-from elpo_jax.errors import UsageError, suggestion
+from elpo_jax.errors import RunFault, UsageError, os_problem, suggestion
 from elpo_jax.validation import validate
 
 _KEY = "config."
@@ -98,14 +101,44 @@ def load_experiment(spec: str) -> ConfigDict:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs an entry point; a `UsageError` ends it with its lines on stderr and exit status 2."""
+    """Runs an entry point and ends the process.
+
+    The exit status is 0 when all is done, 2 for what can't be used as it was given, 3 for what
+    broke (`RunFault`, or an error of the disk), 128 + n when signal n ended it. A traceback, with
+    status 1, is a bug of this package.
+    """
+    _quiet_libraries()
     try:
         main(sys.argv)
     except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, error.problems)
+    except RunFault as error:
+        _exit(3, error.problems)
+    except OSError as error:
+        _exit(3, [os_problem(error)])
+    except KeyboardInterrupt:
+        _exit(130, ["interrupted"])
     sys.exit(0)
+
+
+def _quiet_libraries() -> None:
+    """Orbax and TensorStore print the tracebacks of what they raise as well, some many times."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # From TensorStore's threads, when the other writes of a save that failed come to an end.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _exit(status: int, problems: Sequence[str]) -> NoReturn:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _read(
@@ -132,8 +165,10 @@ def _read(
 
 
 def _flags(options: Sequence[Option], keys: Mapping[str, Any]) -> flags.FlagValues:
-    """All flags, those of the config by type in `keys`. They are read as text: types are checked
-    with the experiment file's values."""
+    """All flags, `keys` being those of the config with their types.
+
+    They are read as text: types are checked together with the experiment file's values.
+    """
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     for name, text, default in options:

@@ -14,14 +14,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from elpo_jax.checkpoint import Checkpoints, load
+from elpo_jax.checkpoint import Checkpoints, load, parts_of, state_of
 from elpo_jax.components import Components
-from elpo_jax.config import to_dict
+from elpo_jax.config import Config, to_dict
 from elpo_jax.data_order import shuffled
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError, os_problem
+from elpo_jax.interrupt import Interrupted
 from elpo_jax.learner.optimizer import make_optimizer
+from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
+from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
 from elpo_jax.tasks.files import KEYS
 
@@ -32,6 +37,9 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 
 # Of an endless split, demonstrations come from training tasks that no RL step gets to.
 FIRST_DEMONSTRATION = 1 << 30
+
+# How often the state on the way is saved.
+_SAVES = 10
 
 # Code that decides what a cold start comes to.
 _SOURCES = (
@@ -75,7 +83,9 @@ def cache_folder(components: Components) -> Path:
     return _cache_root(components.config.sft.cache_dir) / "cold_start" / name
 
 
-def cold_start(components: Components, on_step: OnStep) -> tuple[Params, Metrics]:
+def cold_start(
+    components: Components, on_step: OnStep, partial: Path, warn: Callable[[str], None]
+) -> tuple[Params, Metrics]:
     """The parameters that RL begins with: trained on demonstrations, or read from the cache.
 
     Returns:
@@ -83,39 +93,77 @@ def cold_start(components: Components, on_step: OnStep) -> tuple[Params, Metrics
 
     Args:
       components: of the run.
-      on_step: called with the number of updates made and their metrics.
+      on_step: called with the number of updates made and their metrics; where it raises
+        `Interrupted` the state is saved first.
+      partial: the run's own folder for the state on the way, removed when all is done.
+      warn: told, in a line, of a cache that can't be read or written.
 
     Raises:
       NonFiniteUpdateError: a loss or gradient wasn't finite.
+      RunFault: the state on the way is broken, or can't be written.
     """
     if not components.config.sft.steps:
         return components.init_params(), {}
     folder = cache_folder(components)
-    if (folder / "complete").exists():
-        cached = load(folder, {"params": components.init_params()})
-        return cached.parts["params"], cached.metadata
-    params, metrics = _train(components, on_step)
-    _store(folder, params, metrics)
+    if folder.exists():
+        try:
+            cached = load(folder, {"params": components.init_params()})
+            return cached.parts["params"], cached.metadata
+        except RunFault as fault:
+            warn(f"warning: {fault}; the cold start is made anew")
+    params, metrics = _train(components, on_step, partial / folder.name)
+    try:
+        _store(folder, params, metrics)
+    except (OSError, RunFault) as error:
+        words = os_problem(error) if isinstance(error, OSError) else str(error)
+        warn(f"warning: the cold start isn't cached: {words}")
+    shutil.rmtree(partial, ignore_errors=True)
     return params, metrics
 
 
-def _train(components: Components, on_step: OnStep) -> tuple[Params, Metrics]:
-    config = components.config
-    learner = SupervisedLearner(
-        components.model,
+def make_supervised_learner(config: Config, model: Decoder, mesh: Mesh) -> SupervisedLearner:
+    """The learner of a cold start."""
+    return SupervisedLearner(
+        model,
         make_optimizer(config.sft.optimizer, config.sft.steps),
         config.train,
-        components.param_shardings,
-        components.batch_sharding,
+        param_shardings(model, mesh),
+        batch_sharding(mesh),
     )
+
+
+def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Params, Metrics]:
+    config = components.config
+    steps, batch = config.sft.steps, config.sft.batch
+    learner = make_supervised_learner(config, components.model, components.mesh)
     state = learner.init(components.init_params())
     demonstration = demonstrations(components)
     metrics: Metrics = {}
-    for step in range(config.sft.steps):
-        first = step * config.sft.batch
-        numbers = range(first, first + config.sft.batch)
-        state, metrics = learner.update(state, sft_rows([demonstration(i) for i in numbers]))
-        on_step(step + 1, metrics)
+    with Checkpoints(partial, keep=1) as checkpoints:
+        done = checkpoints.latest_step() or 0
+        if done:
+            _, parts, metrics = checkpoints.restore(parts_of(state))
+            state = state_of(parts)
+        for step in range(done + 1, steps + 1):
+            first = (step - 1) * batch
+            rows = sft_rows([demonstration(i) for i in range(first, first + batch)])
+            try:
+                state, metrics = learner.update(state, rows)
+            except NonFiniteUpdateError as error:
+                numbers = [[first + row for row in rows] for rows in error.rows]
+                error.labels = [[(f"demonstration {n}", 0) for n in rows] for rows in numbers]
+                error.tasks = [name for rows in error.labels for name, _ in rows]
+                raise
+            is_saved = step % max(1, steps // _SAVES) == 0
+            if is_saved:
+                checkpoints.save(step, parts_of(state), metrics)
+            try:
+                on_step(step, metrics)
+            except Interrupted:
+                if not is_saved:
+                    checkpoints.save(step, parts_of(state), metrics)
+                checkpoints.wait()
+                raise
     return state.params, {name: x for name, x in metrics.items() if name.startswith("sft/")}
 
 
@@ -168,12 +216,17 @@ def _demonstration(components: Components, task: Task) -> Demonstration:
 
 
 def _store(folder: Path, params: Params, metrics: Metrics) -> None:
-    """Writes the cache entry; it counts once its 'complete' file is there."""
+    """Makes the cache entry, all at once; a broken one is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(0, {"params": params}, metrics)
-    (folder / "complete").touch()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        with Checkpoints(temporary / "checkpoints", keep=1) as checkpoints:
+            checkpoints.save(0, {"params": params}, metrics)
+        if not folder.exists():  # else another run was faster
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _files(path: Path) -> list[Path]:

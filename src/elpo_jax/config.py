@@ -91,6 +91,7 @@ class EpisodeConfig:
     max_turn_tokens: int = 128
     max_observation_chars: int = 1024
     tool_retries: int = 2  # of a call whose tool broke, before the rollout is dropped
+    tool_seconds: float = 30.0  # a call's time by the clock, its retries included
     max_drops: int = 3  # dropped rollouts after which a task leaves the batch
 
 

@@ -1,4 +1,4 @@
-"""What is said to the user who gave something that can't be used."""
+"""What is said to the user when something can't be used, or broke."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,24 @@ class UsageError(ValueError):
     def __init__(self, problems: Iterable[str]):
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class RunFault(Exception):
+    """Something broke that is neither the user's words nor the program: a disk, a file, a tool, a
+    number. What was saved before stands.
+
+    Attributes:
+      problems: one line each: where, what happened, what to do.
+    """
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def os_problem(error: OSError, where: object = "") -> str:
+    """'PATH: No space left on device'; `where` stands in for a path that the error doesn't know."""
+    return f"{error.filename or where}: {error.strerror or error}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

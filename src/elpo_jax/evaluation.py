@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from elpo_jax.components import EVALUATION, Components
+from elpo_jax.errors import RunFault
 from elpo_jax.rollout.independent import independent
 from elpo_jax.rollout.statistics import ENDS, summarize
 from elpo_jax.rollout.tree import Tree
@@ -44,16 +45,20 @@ def evaluate(
     params: Params,
     tasks: Sequence[Task],
     on_round: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> list[Tree]:
     """Samples `eval.samples` independent trajectories of each task.
 
     The keys are those of evaluation at step 0 every time, so two evaluations of a run differ by
-    their parameters alone.
+    their parameters alone. `warn` is told of tasks that are missing because their tools broke.
+
+    Raises:
+      RunFault: the tools broke in every task.
     """
     config = components.config
     rollout = replace(config.rollout, budget=config.eval.samples)
     settings = SamplingSettings(config.eval.temperature, config.eval.top_p, config.eval.top_k)
-    trees, _ = scheduler.run(
+    trees, summary = scheduler.run(
         params,
         components.key(EVALUATION),
         list(enumerate(tasks)),
@@ -61,6 +66,12 @@ def evaluate(
         settings,
         on_round,
     )
+    if summary.dropped_tasks:
+        missing = f"evaluation: {summary.dropped_tasks} of {len(tasks)} tasks dropped"
+        line = f"{missing}, their tools broke, the last for: {summary.last_failure}"
+        if not trees:
+            raise RunFault([line])
+        warn(f"warning: {line}")
     return trees
 
 

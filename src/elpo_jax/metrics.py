@@ -7,15 +7,20 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 
-from elpo_jax.errors import suggestion
-from elpo_jax.workdir import write_atomic
+from elpo_jax.errors import UsageError, suggestion
+from elpo_jax.workdir import naming, write_atomic
 
 Row = dict[str, Any]  # {'step': int, name: number, ...}
 
@@ -44,6 +49,7 @@ TABLE = (
     Metric("episode/error_share", "share of observations that are errors"),
     Metric("episode/end_<reason>", "share of trajectories that ended so"),
     Metric("episode/drops", "rollouts lost to broken infrastructure, and replaced"),
+    Metric("episode/tool_timeouts", "of these, calls that ran over episode.tool_seconds"),
     Metric("episode/dropped_tasks", "tasks that left the batch after too many drops"),
     Metric("rollout/total", "rollouts of the step, branches included"),
     Metric("rollout/per_tree", "rollouts a tree, branches included"),
@@ -184,29 +190,39 @@ def markdown() -> str:
     return "\n".join([*lines, "", "\\* differs between equal runs"])
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, last_step: int | None = None) -> list[Row]:
     """The rows of a `metrics.jsonl`; a last line torn by a kill is left out.
 
+    Args:
+      path: the file; without it there are no rows.
+      last_step: rows of later steps are left out, unread from the first of them on.
+
     Raises:
-      ValueError: on any other line that isn't a row, or when steps don't ascend.
+      UsageError: on any other line that isn't a row, or when steps don't ascend.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
+        if rows and rows[-1]["step"] == last_step:
+            break
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"{path}:{number}: expected an object with a step, got {line[:80]!r}")
+            raise _damaged(path, number, f"an object with a step, got {line[:80]!r}")
         if rows and row["step"] <= rows[-1]["step"]:
-            raise ValueError(
-                f"{path}:{number}: expected a step after {rows[-1]['step']}, got {row['step']}"
-            )
+            raise _damaged(path, number, f"a step after {rows[-1]['step']}, got {row['step']}")
+        if last_step is not None and row["step"] > last_step:
+            break
         rows.append(row)
     return rows
+
+
+def _damaged(path: Path, line: int, expected: str) -> UsageError:
+    return UsageError([f"{path}:{line}: expected {expected}; mend the line, or delete it"])
 
 
 class MetricsWriter:
@@ -222,12 +238,15 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, events: Path, last_step: int | None):
-        kept = [row for row in read(path) if last_step is not None and row["step"] <= last_step]
+        kept = [] if last_step is None else read(path, last_step)
         write_atomic(path, "".join(_line(row) for row in kept))
         shutil.rmtree(events, ignore_errors=True)
-        self._events = SummaryWriter(str(events))
+        events.mkdir()
+        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and then it blocks.
+        self._events = EventsWriter(str(events / "events"))
+        self._path, self._events_folder = path, events
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self._last_step: int | None = None
+        self.last_step: int | None = None  # of the last row
         for row in kept:
             self._show(row)
 
@@ -241,21 +260,22 @@ class MetricsWriter:
         Raises:
           ValueError: on an unknown name, a value that isn't a finite number, or a step that doesn't
             ascend. Nothing is written then.
+          OSError: the disk is full, or worse; the rows before stand.
         """
-        if self._last_step is not None and step <= self._last_step:
-            raise ValueError(f"step: expected more than {self._last_step}, got {step}")
+        if self.last_step is not None and step <= self.last_step:
+            raise ValueError(f"step: expected more than {self.last_step}, got {step}")
         row: Row = {"step": int(step)}
         for name, value in values.items():
             lookup(name)
             row[name] = _number(value, name, step)
-        os.write(self._file, _line(row).encode())
-        os.fsync(self._file)
+        self._append(_line(row).encode())
         self._show(row)
         return row
 
     def close(self) -> None:
         os.close(self._file)
-        self._events.close()
+        with suppress(OSError):  # events are made anew when the run is taken up
+            self._events.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -268,12 +288,26 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
+    def _append(self, line: bytes) -> None:
+        """All of the line or, on a full disk, nothing of it."""
+        end = os.fstat(self._file).st_size
+        try:
+            with naming(self._path):
+                while line:
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+
     def _show(self, row: Row) -> None:
-        self._last_step = row["step"]
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, value, row["step"])
-        self._events.flush()
+        self.last_step = row["step"]
+        scalars = [scalar(name, value) for name, value in row.items() if name != "step"]
+        values = [value for each in scalars for value in each.value]
+        event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+        with naming(self._events_folder):
+            self._events.write_event(event)
+            self._events.flush()
 
 
 def _line(row: Row) -> str:

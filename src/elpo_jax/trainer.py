@@ -7,22 +7,27 @@ interruption.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from elpo_jax.algorithms import ALGORITHMS, loss_settings
 from elpo_jax.components import ROLLOUT, Components
+from elpo_jax.config import Config
 from elpo_jax.credit.hierarchical import tree_advantages
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault
 from elpo_jax.evaluation import evaluate, evaluation_metrics, held_out_tasks
 from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.batch import trajectory_rows
 from elpo_jax.learner.learner import Learner
 from elpo_jax.learner.optimizer import make_optimizer
+from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
+from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.rollout.nodes import elc_nodes
 from elpo_jax.rollout.statistics import summarize
 from elpo_jax.rollout.tree import Tree
@@ -34,29 +39,38 @@ from elpo_jax.workdir import WorkDir, write_atomic
 Metrics = dict[str, float]
 
 
-class Trainer:
-    """Everything a step needs, compiled once."""
+def make_learner(config: Config, model: Decoder, mesh: Mesh) -> Learner:
+    """The learner of a run."""
+    mini_batches = -(-config.train.batch_prompts // config.train.mini_batch_prompts)
+    return Learner(
+        model,
+        make_optimizer(config.optimizer, config.train.steps * mini_batches * config.train.epochs),
+        config.train,
+        loss_settings(ALGORITHMS[config.algorithm], config.loss),
+        temperature=config.sampler.temperature,
+        response_limit=config.episode.max_length,
+        param_shardings=param_shardings(model, mesh),
+        batch_sharding=batch_sharding(mesh),
+    )
 
-    def __init__(self, components: Components):
+
+class Trainer:
+    """Everything a step needs, compiled once.
+
+    Args:
+      components: of the run.
+      warn: told, in a line, what broke and was made good.
+    """
+
+    def __init__(self, components: Components, warn: Callable[[str], None] = lambda line: None):
         config = components.config
         self.components = components
         self.config = config
         self.algorithm = ALGORITHMS[config.algorithm]
         self.scheduler = components.make_scheduler()
         self.held_out = held_out_tasks(components)
-        mini_batches = -(-config.train.batch_prompts // config.train.mini_batch_prompts)
-        self.learner = Learner(
-            components.model,
-            make_optimizer(
-                config.optimizer, config.train.steps * mini_batches * config.train.epochs
-            ),
-            config.train,
-            loss_settings(self.algorithm, config.loss),
-            temperature=config.sampler.temperature,
-            response_limit=config.episode.max_length,
-            param_shardings=components.param_shardings,
-            batch_sharding=components.batch_sharding,
-        )
+        self.learner = make_learner(config, components.model, components.mesh)
+        self.warn = warn
 
     def warm_up(self, state: TrainState) -> TrainState:
         """Compiles every program of the loop. Returns the state, unchanged."""
@@ -84,14 +98,22 @@ class Trainer:
           interrupts: checked while rolling out, before anything has changed.
 
         Raises:
-          NonFiniteUpdateError: a loss or gradient wasn't finite; the parameters are untouched.
+          NonFiniteSampleError, NonFiniteUpdateError: FloatingPointErrors. The first comes before
+            anything has changed, the second holds the state before the update that failed.
+          RunFault: the tools broke in every task.
         """
         started = time.monotonic()
         trees, metrics = self._roll_out(state, step, batch, interrupts)
         rolled_out = time.monotonic()
         advantages = self.algorithm.credit(trees, self.config.credit)
         rows = trajectory_rows(trees, advantages, [elc_nodes(tree) for tree in trees])
-        state, update_metrics = self.learner.update(state, rows)
+        try:
+            state, update_metrics = self.learner.update(state, rows)
+        except NonFiniteUpdateError as error:
+            leaves = [(tree.task.id, leaf.ordinal) for tree in trees for leaf in tree.leaves]
+            error.labels = [[leaves[row] for row in numbers] for numbers in error.rows]
+            error.tasks = sorted({leaves[row][0] for row in error.members})
+            raise
         seconds = rolled_out - started
         metrics |= update_metrics | {
             "sampler/tokens_per_s": metrics["sampler/decode_tokens"] / seconds,
@@ -118,14 +140,13 @@ class Trainer:
             SamplingSettings(sampler.temperature, sampler.top_p, sampler.top_k),
             interrupts.check,
         )
-        if not trees:
-            raise UsageError(
-                [
-                    f"step {step}: the tools broke in every task of the batch, "
-                    f"{summary.dropped_rollouts} "
-                    "rollouts were dropped; nothing to learn from"
-                ]
+        if summary.dropped_rollouts:
+            dropped = (
+                f"{summary.dropped_rollouts} rollouts and {summary.dropped_tasks} tasks dropped"
             )
+            self.warn(f"warning: step {step}: {dropped}, the last for: {summary.last_failure}")
+        if not trees:
+            raise RunFault([f"step {step}: no task left, the tools broke: {summary.last_failure}"])
         done = {name: value - getattr(before, name) for name, value in vars(counters).items()}
         return trees, summarize(trees) | {
             "sampler/prefill_tokens": done["prefill_tokens"],
@@ -136,12 +157,15 @@ class Trainer:
             "sampler/lane_use": done["decode_tokens"] / (done["decode_steps"] * sampler.lanes),
             "episode/drops": summary.dropped_rollouts,
             "episode/dropped_tasks": summary.dropped_tasks,
+            "episode/tool_timeouts": summary.tool_timeouts,
         }
 
     def evaluate(self, state: TrainState) -> tuple[list[Tree], Metrics]:
         """Held-out trees and their metrics."""
         started = time.monotonic()
-        trees = evaluate(self.components, self.scheduler, state.params, self.held_out)
+        trees = evaluate(
+            self.components, self.scheduler, state.params, self.held_out, warn=self.warn
+        )
         return trees, evaluation_metrics(trees) | {"time/eval": time.monotonic() - started}
 
     def save_trees(self, folder: WorkDir, step: int, trees: Sequence[Tree]) -> None:

@@ -2,21 +2,24 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from elpo_jax.checkpoint import Checkpoints
+from elpo_jax import faults
+from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
 from elpo_jax.cold_start import cold_start
 from elpo_jax.components import Components
 from elpo_jax.config import differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
+from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
 from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
+from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks.base import TRAIN
 from elpo_jax.tasks.files import KEYS
 from elpo_jax.trainer import Metrics, Trainer
@@ -29,30 +32,77 @@ def train(
     """Trains to the end, or from the newest checkpoint in `folder` to the end.
 
     Raises:
-      UsageError: the folder holds another run.
+      UsageError: the folder can't be used, or holds something else than this run.
+      RunFault: a disk, a file, a tool or a number broke; what was saved before stands.
       Interrupted: after the state was saved.
     """
     for line in components.notes:
         display.note(line)
-    with folder.locked():
-        _claim(components, folder)
-        with Checkpoints(folder.checkpoints, components.config.checkpoint.keep) as checkpoints:
-            _Run(Trainer(components), folder, display, interrupts, checkpoints).go()
+    try:
+        _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
+        with folder.locked():
+            _claim(components, folder)
+            keep = components.config.checkpoint.keep
+            with Checkpoints(folder.checkpoints, keep) as checkpoints:
+                checkpoints.drop_broken(folder.faults, display.note)
+                trainer = Trainer(components, display.note)
+                _Run(trainer, folder, display, interrupts, checkpoints).go()
+    except (OSError, SaveFault) as error:
+        what = os_problem(error, folder.path) if isinstance(error, OSError) else str(error)
+        stands = _standing(folder)
+        raise RunFault(
+            [f"{what}; {stands}; once that is mended the same command goes on"]
+        ) from error
+    except Interrupted:
+        display.stop()
+        display.note(f"{folder.path}: stopped, {_standing(folder)}; the same command goes on")
+        raise
+
+
+def _standing(folder: WorkDir) -> str:
+    """What a run that ends now can go on from."""
+    step = newest_step(folder.checkpoints)
+    if step is not None:
+        return f"saved step {step}"
+    updates = max((newest_step(each) or 0 for each in folder.cold_start.glob("*")), default=0)
+    return f"saved update {updates} of the cold start" if updates else "nothing is saved yet"
 
 
 def _claim(components: Components, folder: WorkDir) -> None:
     """Writes config.json, or compares it with the one that is there."""
-    if not folder.config.exists():
+    if folder.config.exists():
+        _check_claim(components, folder)
+    else:
         write_json(folder.config, to_dict(components.config))
+
+
+def _check_claim(components: Components, folder: WorkDir) -> None:
+    """Raises UsageError unless the folder is this run's, or nobody's."""
+    folder.refuse_foreign()
+    if not folder.config.exists():
         return
-    there = from_dict(json.loads(folder.config.read_text(encoding="utf-8")))
-    changed = differences(components.config, there)
-    if changed:
-        lines = [
-            f"{folder.config}: {key}: the run there has {theirs!r}, got {ours!r}; "
-            "give the old value to go on with it, or another --workdir for a new run"
-            for key, (ours, theirs) in changed.items()
-        ]
+    other = "give another --workdir for a new run"
+    try:
+        there = json.loads(folder.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        words = f"expected a run's settings, got {type(error).__name__}: {error}"
+        raise UsageError([f"{folder.config}: {words}; put the file back, or {other}"]) from None
+    if not isinstance(there, dict) or not {"algorithm", "train"} <= there.keys():
+        raise UsageError(
+            [f"{folder.config}: expected a run's settings, got something else; {other}"]
+        )
+    try:
+        theirs = from_dict(there)
+    except UsageError as error:
+        what = "written by another version, or by hand; go on with that version, or"
+        lines = [f"{folder.config}: {line}; {what} {other}" for line in error.problems]
+        raise UsageError(lines) from None
+    lines = [
+        f"{folder.config}: {key}: the run there has {old!r}, got {new!r}; "
+        f"give the old value to go on with it, or {other.replace('give ', '')}"
+        for key, (new, old) in differences(components.config, theirs).items()
+    ]
+    if lines:
         raise UsageError(lines)
 
 
@@ -92,6 +142,9 @@ class _Run:
         self._cut_trees(begun)
         self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
+            if metrics.last_step != begun:
+                lost = f"its rows end with step {metrics.last_step}, checkpoint {begun} is used"
+                self.display.note(f"warning: {self.folder.metrics}: {lost}")
             if begun is None:
                 state, cold_start_metrics = self._begin()
                 state = self._warm_up(state)
@@ -113,17 +166,20 @@ class _Run:
             self.display.step(done, metrics)
 
         self.display.start("cold start", steps, print_every=max(1, steps // 10))
-        params, metrics = cold_start(self.trainer.components, on_step)
+        with self._dumping("cold_start", None, None):
+            params, metrics = cold_start(
+                self.trainer.components, on_step, self.folder.cold_start, self.display.note
+            )
         self.display.stop()
         return self.trainer.learner.init(params), metrics
 
     def _restore(self) -> TrainState:
         fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        _, parts, metadata = self.checkpoints.restore(_parts(fresh))
+        _, parts, metadata = self.checkpoints.restore(parts_of(fresh))
         self._check_files(metadata["data_files"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
-        return TrainState(params=parts["params"], **parts["optimizer"])
+        return state_of(parts)
 
     def _check_files(self, digests: Mapping[str, str]) -> None:
         """Raises UsageError unless the data files are those that the run began with."""
@@ -139,7 +195,10 @@ class _Run:
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
-        return self.trainer.warm_up(state)
+        with self._dumping("warm_up", self.saved or 0, state):
+            state = self.trainer.warm_up(state)
+        self.interrupts.check()
+        return state
 
     def _steps(self, state: TrainState, done: int, metrics: MetricsWriter) -> None:
         """Steps `done + 1` to the last one.
@@ -153,8 +212,10 @@ class _Run:
         try:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
+                self.checkpoints.check()
                 batch = self.tasks.take(config.train.batch_prompts)
-                state, trees, values = self.trainer.step(state, step, batch, self.interrupts)
+                with self._dumping("step", step, state):
+                    state, trees, values = self.trainer.step(state, step, batch, self.interrupts)
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
@@ -166,13 +227,13 @@ class _Run:
                 self.display.step(step, values)
         except Interrupted:
             self._save(state, done)
-            self.display.stop()
-            self.display.note(f"{self.folder.path}: saved step {done}; the same command goes on")
+            self.checkpoints.wait()
             raise
         self.display.stop()
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
-        trees, values = self.trainer.evaluate(state)
+        with self._dumping("evaluation", step, state):
+            trees, values = self.trainer.evaluate(state)
         self.trainer.save_evaluation(self.folder, step, trees)
         tasks = round(values["eval/tasks"])
         self.display.note(f"step {step}: held-out success {values['eval/success']:.1%} of {tasks}")
@@ -186,7 +247,7 @@ class _Run:
                 "data_files": self.trainer.components.files.digests,
             }
             self._prune_evaluations()
-            self.checkpoints.save(step, _parts(state), metadata)
+            self.checkpoints.save(step, parts_of(state), metadata)
             self.saved = step
 
     def _cut_trees(self, last_step: int | None) -> None:
@@ -204,8 +265,38 @@ class _Run:
             for file in covered[1:-1]:
                 file.unlink()
 
+    @contextmanager
+    def _dumping(self, phase: str, step: int | None, state: TrainState | None) -> Iterator[None]:
+        """Turns a number that isn't finite into a dump `faults/<phase>_<step>` and a RunFault.
+
+        Args:
+          phase: what is going on.
+          step: of RL, if any.
+          state: before it; unused by an update, which knows its own.
+        """
+        try:
+            yield
+        except (NonFiniteSampleError, NonFiniteUpdateError) as error:
+            dump = self.folder.faults / (phase if step is None else f"{phase}_{step:06d}")
+            place = phase.replace("_", " ") if step is None else f"{phase.replace('_', ' ')} {step}"
+            components = self.trainer.components
+            fault = faults.describe(
+                error, step or 0, self.config, components.chat.tokenizer.vocab_size
+            )
+            before = error.state if isinstance(error, NonFiniteUpdateError) else state
+            assert before is not None
+            told = f"`python -m elpo_jax.replay --dump {dump}` shows where it arises"
+            try:
+                faults.write(dump, fault, before)
+            except (OSError, RunFault) as problem:
+                told = f"the dump {dump} can't be written: {problem}"
+            line = f"{self.folder.path}: {place}: {error}; {_standing(self.folder)}; {told}"
+            raise RunFault([line]) from error
+
     def _show_summary(self) -> None:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]
+        if not rows:
+            return
         before, after = (held_out_counts(row) for row in (rows[0], rows[-1]))
         steps = rows[-1]["step"]
         self.display.show(summary(before, after, f"Held-out success, {steps} steps of RL"))
@@ -223,14 +314,6 @@ class _Run:
 def _step_of(file: Path) -> int:
     """The step in the name of a file of trees."""
     return int(file.stem.partition("_")[2])
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
-    """The state as a checkpoint's parts; parameters stand alone, for evaluation and export."""
-    return {
-        "params": state.params,
-        "optimizer": {"opt_state": state.opt_state, "step": state.step},
-    }
 
 
 def is_due(step: int, every: int) -> bool:

@@ -80,6 +80,7 @@ RANGES = {
     "episode.max_turn_tokens": AT_LEAST_ONE,
     "episode.max_observation_chars": AT_LEAST_ONE,
     "episode.tool_retries": NOT_NEGATIVE,
+    "episode.tool_seconds": POSITIVE,
     "episode.max_drops": AT_LEAST_ONE,
     "rollout.budget": AT_LEAST_ONE,
     "rollout.max_failed": AT_LEAST_ONE,

@@ -4,12 +4,15 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elpo_jax.errors import UsageError
+
+# All that a run that was killed at its very start may have left.
+_BEFORE_CONFIG = {".lock", ".config.json.tmp"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,34 @@ class WorkDir:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def cold_start(self) -> Path:
+        """State of a cold start under way."""
+        return self.path / "cold_start"
+
+    @property
+    def faults(self) -> Path:
+        """Dumps of updates that failed, and broken checkpoints."""
+        return self.path / "faults"
+
+    def refuse_foreign(self) -> None:
+        """Reads only.
+
+        Raises:
+          UsageError: the folder holds something else than a run, which might be overwritten.
+        """
+        if not self.path.is_dir() or self.config.exists():
+            return
+        try:
+            others = {entry.name for entry in self.path.iterdir()} - _BEFORE_CONFIG
+        except OSError as error:
+            raise UsageError([f"{self.path}: expected a run's folder: {error.strerror}"]) from None
+        if others:
+            expected = "expected an empty folder or a run's, with a config.json"
+            raise UsageError(
+                [f"{self.path}: {expected}, found {min(others)!r}; give another --workdir"]
+            )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and keeps other processes out of it until the block, or process, ends.
@@ -77,14 +108,33 @@ class WorkDir:
             os.close(file)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block the path that the system left out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that a kill at any moment leaves the old content or the new one."""
+    """Writes a file so that a kill or a full disk leaves the old content or the new one.
+
+    Raises:
+      OSError: naming the file; the old content stands.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with naming(path), open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -20,6 +20,7 @@ from elpo_jax.learner.loss import policy_loss
 from elpo_jax.learner.optimizer import Optimizer
 from elpo_jax.learner.run import (
     Metrics,
+    NonFiniteUpdateError,
     cache_size,
     compiled_update,
     mean_applied,
@@ -55,6 +56,8 @@ class Learner:
 
     Attributes:
       programs: the compiled update.
+      temperature, bounds: its last two arguments.
+      optimizer: as given.
     """
 
     def __init__(
@@ -78,12 +81,13 @@ class Learner:
         # Without rows these only check the settings, before any rollout is spent on them.
         token_weights([], loss.aggregation, response_limit)
         place_rows([], train.length_buckets, train.micro_batch_rows)
+        self.optimizer = optimizer
         self._train = train
         self._loss = loss
         self._response_limit = response_limit
         # NumPy scalars: Python's would trace as other (weak) types and compile the programs twice.
-        self._temperature = np.float32(temperature)
-        self._bounds = ClipBounds(
+        self.temperature = np.float32(temperature)
+        self.bounds = ClipBounds(
             eps_low=np.float32(loss.eps_low),
             eps_high=np.float32(loss.eps_high),
             eps_elc=np.float32(loss.eps_elc),
@@ -102,8 +106,8 @@ class Learner:
         """Compiles every program this learner will run. Returns the state, unchanged."""
         for length in self._train.length_buckets:
             tokens = np.zeros((self._train.micro_batch_rows, length), np.int32)
-            self._log_probs(state.params, tokens, self._temperature)
-        return warm_up_update(self.programs, state, self._train, self._temperature, self._bounds)
+            self._log_probs(state.params, tokens, self.temperature)
+        return warm_up_update(self.programs, state, self._train, self.temperature, self.bounds)
 
     def compiled_programs(self) -> dict[str, int]:
         """How often each program has been compiled so far; at most once for each length bucket."""
@@ -119,7 +123,7 @@ class Learner:
         tokens = [row.tokens for row in rows]
         running = [  # all are dispatched before the first is waited for
             self._log_probs(
-                params, stack(tokens, placement, micro_rows, np.int32), self._temperature
+                params, stack(tokens, placement, micro_rows, np.int32), self.temperature
             )
             for placement in placements
         ]
@@ -152,20 +156,62 @@ class Learner:
         if not rows:
             raise ValueError("rows: expected the trajectories of at least one tree, got none")
         old_log_probs, entropies = self.log_probs(state.params, rows)
+        self._check_old(state, rows, old_log_probs)
         metrics = _rollout_metrics(rows, old_log_probs, entropies)
         statistics: list[Mapping[str, float]] = []
         applied: list[Applied] = []
-        for _ in range(self._train.epochs):
-            for members in self._mini_batches(rows):
+        for epoch in range(self._train.epochs):
+            for number, members in enumerate(self._mini_batches(rows)):
                 micro_batches = self._micro_batches(
                     [rows[i] for i in members], [old_log_probs[i] for i in members]
                 )
-                state, new_statistics, outcome = run_update(
-                    self.programs, state, micro_batches, self._temperature, self._bounds
-                )
+                try:
+                    state, new_statistics, outcome = self.run(state, micro_batches)
+                except NonFiniteUpdateError as error:
+                    error.where = {"epoch": epoch, "mini_batch": number}
+                    error.members = members
+                    error.rows = self._placed(
+                        [i for i in members if rows[i].advantages.any()], rows
+                    )
+                    raise
                 statistics += new_statistics
                 applied.append(outcome)
         return state, metrics | _update_metrics(statistics) | mean_applied(applied, "policy")
+
+    def run(
+        self, state: TrainState, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[TrainState, list[Mapping[str, float]], Applied]:
+        """One update of the learner's own temperature and bounds; see `learner.run.run_update`."""
+        return run_update(self.programs, state, micro_batches, self.temperature, self.bounds)
+
+    def _check_old(
+        self, state: TrainState, rows: Sequence[Row], old_log_probs: Sequence[np.ndarray]
+    ) -> None:
+        """Raises NonFiniteUpdateError, with all rows, unless the old log-probabilities are finite.
+
+        Without this a batch that has no advantage, and so no loss, would pass.
+        """
+        if all(np.isfinite(each).all() for each in old_log_probs):
+            return
+        buckets, micro_rows = self._train.length_buckets, self._train.micro_batch_rows
+        weights = token_weights(rows, self._loss.aggregation, self._response_limit)
+        error = NonFiniteUpdateError(
+            f"update {int(state.step)}: not finite: the log-probabilities before it; "
+            "the parameters are unchanged",
+            state,
+            make_micro_batches(rows, weights, old_log_probs, buckets, micro_rows),
+            {"broken": ["log-probabilities"]},
+        )
+        error.where = {"epoch": 0, "mini_batch": 0}
+        error.members = list(range(len(rows)))
+        error.rows = self._placed(range(len(rows)), rows)
+        raise error
+
+    def _placed(self, numbers: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
+        """The row numbers of each micro-batch that these rows make."""
+        lengths = [len(rows[i].tokens) for i in numbers]
+        placements = place_rows(lengths, self._train.length_buckets, self._train.micro_batch_rows)
+        return [[numbers[place] for place in placement.rows] for placement in placements]
 
     def _mini_batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Row numbers of each update: `mini_batch_prompts` trees, the last perhaps fewer."""

@@ -1,26 +1,26 @@
 """The cold start: cross-entropy on demonstrations, through the same programs as policy updates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from elpo_jax.config import TrainConfig
-from elpo_jax.learner.base import TOKEN_MEAN
-from elpo_jax.learner.batch import Row, make_micro_batches, token_weights
+from elpo_jax.learner.base import TOKEN_MEAN, MicroBatch
+from elpo_jax.learner.batch import Row, make_micro_batches, place_rows, token_weights
 from elpo_jax.learner.loss import cross_entropy_loss
 from elpo_jax.learner.optimizer import Optimizer
 from elpo_jax.learner.run import (
+    SUPERVISED,
     Metrics,
+    NonFiniteUpdateError,
     compiled_update,
     mean_applied,
     run_update,
     warm_up_update,
 )
-from elpo_jax.learner.update import Params, Shardings, TrainState, make_update
-
-_TEMPERATURE = np.float32(1.0)
+from elpo_jax.learner.update import Applied, Params, Shardings, TrainState, make_update
 
 
 def sft_rows(demonstrations: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Row]:
@@ -58,7 +58,15 @@ class SupervisedLearner:
     Args:
       model, optimizer, param_shardings, batch_sharding: see `learner.update.make_update`.
       train: length buckets, micro-batch rows and the logits' chunk.
+
+    Attributes:
+      programs: the compiled update.
+      temperature, bounds: its last two arguments.
+      optimizer: as given.
     """
+
+    temperature = np.float32(1.0)
+    bounds = None
 
     def __init__(
         self,
@@ -68,8 +76,9 @@ class SupervisedLearner:
         param_shardings: Shardings | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
+        self.optimizer = optimizer
         self._train = train
-        self._programs = make_update(
+        self.programs = make_update(
             model,
             cross_entropy_loss,
             optimizer,
@@ -80,15 +89,15 @@ class SupervisedLearner:
 
     def init(self, params: Params) -> TrainState:
         """A state with these parameters, which are donated."""
-        return self._programs.init(params)
+        return self.programs.init(params)
 
     def warm_up(self, state: TrainState) -> TrainState:
         """Compiles every program this learner will run. Returns the state, unchanged."""
-        return warm_up_update(self._programs, state, self._train, _TEMPERATURE, None)
+        return warm_up_update(self.programs, state, self._train, self.temperature, self.bounds)
 
     def compiled_programs(self) -> dict[str, int]:
         """How often each program has been compiled so far; at most once for each length bucket."""
-        return compiled_update(self._programs)
+        return compiled_update(self.programs)
 
     def update(self, state: TrainState, rows: Sequence[Row]) -> tuple[TrainState, Metrics]:
         """One update on a batch of `sft_rows`; the state is donated.
@@ -106,8 +115,19 @@ class SupervisedLearner:
             self._train.length_buckets,
             self._train.micro_batch_rows,
         )
-        state, statistics, applied = run_update(
-            self._programs, state, micro_batches, _TEMPERATURE, None
-        )
+        try:
+            state, statistics, applied = self.run(state, micro_batches)
+        except NonFiniteUpdateError as error:
+            buckets, micro_rows = self._train.length_buckets, self._train.micro_batch_rows
+            placements = place_rows([len(row.tokens) for row in rows], buckets, micro_rows)
+            error.kind = SUPERVISED
+            error.rows = [list(placement.rows) for placement in placements]
+            raise
         tokens = float(sum(s["tokens"] for s in statistics))
         return state, {"sft/tokens": tokens} | mean_applied([applied], "sft")
+
+    def run(
+        self, state: TrainState, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[TrainState, list[Mapping[str, float]], Applied]:
+        """One update; see `learner.run.run_update`."""
+        return run_update(self.programs, state, micro_batches, self.temperature, self.bounds)

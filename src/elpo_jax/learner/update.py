@@ -41,7 +41,7 @@ class Accumulator(NamedTuple):
 class Applied(NamedTuple):
     """What `apply` reports."""
 
-    ok: jax.Array  # bool [], loss and gradient were finite; otherwise the state is unchanged
+    ok: jax.Array  # bool [], loss, gradient, new parameters are finite; else the state is unchanged
     loss: jax.Array  # float32 []
     grad_norm: jax.Array  # float32 [], global L2 norm before clipping
     learning_rate: jax.Array  # float32 []
@@ -121,12 +121,13 @@ def make_update(
 
     def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Applied]:
         grad_norm = optax.tree.norm(accumulator.gradients)
-        ok = jnp.isfinite(grad_norm) & jnp.isfinite(accumulator.loss)
         gradients = jax.tree.map(
             lambda g, p: g.astype(p.dtype), accumulator.gradients, state.params
         )
         updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        numbers = [accumulator.loss, grad_norm, *jax.tree.leaves(params)]
+        ok = jnp.stack([jnp.isfinite(x).all() for x in numbers]).all()
         replacement = TrainState(params, opt_state, state.step + 1)
         state_after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), replacement, state)
         rate = jnp.asarray(optimizer.schedule(state.step), jnp.float32)

@@ -5,6 +5,7 @@ The scheduler samples a turn, hands it to `finish_turn`, runs the `PendingCall` 
 `conclude` makes the rollout. Tokens are taken as they were sampled; text is only read.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,7 @@ class Progress:
     Attributes:
       turns: turns so far. Each one made a call that was answered, or the episode would be over.
       length: tokens so far, the prompt included.
-      states: tool states by name.
+      states: tool states by name; a tool that wasn't called yet has none.
       max_calls: calls that the episode may make.
     """
 
@@ -92,18 +93,28 @@ class PendingCall:
         """The tool states after the call, and the answer.
 
         Raises:
-          ToolFailure: when the tool raised anything at all.
+          ToolFailure: when the tool raised anything at all, or returned something else.
         """
         if isinstance(self.request, Observation):
             return self.states, self.request
         name = self.request.name
+        tool = self.tools[name]
+        # A copy: what the policy wrote is kept in the tree, whatever the tool does to it.
+        arguments = json.loads(json.dumps(self.request.arguments))
         try:
-            state, observation = self.tools[name].call(self.states[name], self.request.arguments)
+            state = self.states[name] if name in self.states else tool.initial_state()
+            state, observation = tool.call(state, arguments)
         except ToolFailure:
             raise
-        except Exception as error:
-            raise ToolFailure(f"tool {name!r} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # SystemExit too; interrupts only reach the main thread
+            raise ToolFailure(f"tool {name!r} raised {_words(error)}") from error
+        _check_observation(name, observation)
         return {**self.states, name: state}, observation
+
+    def __str__(self) -> str:
+        if isinstance(self.request, Observation):
+            return self.request.text
+        return f"{self.request.name}({json.dumps(self.request.arguments)[:80]})"
 
 
 class Environment:
@@ -141,11 +152,10 @@ class Environment:
                 f"episode.max_length: expected more than the prompt's {prompt_length} tokens, got "
                 f"{self._limits.max_length}"
             )
-        states = {name: tool.initial_state() for name, tool in self._parser.tools.items()}
         max_calls = self._limits.max_calls
         if self._limits.spare_calls is not None and task.calls is not None:
             max_calls = min(max_calls, task.calls + self._limits.spare_calls)
-        return Progress(0, prompt_length, states, max_calls)
+        return Progress(0, prompt_length, {}, max_calls)
 
     def resume(self, tree: Tree, node: int) -> Progress:
         """Where an episode stands after `node`, or at the start for ROOT.
@@ -268,12 +278,26 @@ def clip_text(text: str, limit: int) -> str:
     """
     if limit < 2:
         raise ValueError(f"episode.max_observation_chars: expected at least 2, got {limit}")
-    text = text.encode(errors="replace").decode()
     cut = len(text) - limit
-    if cut <= 0:
-        return text
-    tail = limit // 2
-    return f"{text[: limit - tail]}\n[{cut} characters cut]\n{text[len(text) - tail :]}"
+    if cut > 0:
+        tail = limit // 2
+        text = f"{text[: limit - tail]}\n[{cut} characters cut]\n{text[len(text) - tail :]}"
+    return text.encode(errors="replace").decode()
+
+
+def _check_observation(tool: str, observation: Any) -> None:
+    """Raises ToolFailure for what only looks like an answer."""
+    is_answer = type(observation) is Observation and type(observation.text) is str
+    if not is_answer or type(observation.error) not in (str, type(None)):
+        kind = type(observation).__name__
+        raise ToolFailure(f"tool {tool!r}: expected an Observation of text, got {kind}")
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # its __str__ is broken too
+        return type(error).__name__
 
 
 def _step(

@@ -83,6 +83,20 @@ def split_segment(length: int, chunks: Sequence[int]) -> list[int]:
     return pieces
 
 
+class NonFiniteSampleError(FloatingPointError):
+    """A log-probability or entropy was NaN or infinite.
+
+    Attributes:
+      lanes: those concerned, each with the tokens of this call up to the first broken one.
+      rows: their tokens from the prompt on, by (task id, rollout ordinal); the scheduler's to fill.
+    """
+
+    def __init__(self, message: str, lanes: dict[int, np.ndarray]):
+        super().__init__(message)
+        self.lanes = lanes
+        self.rows: dict[tuple[str, int], np.ndarray] = {}
+
+
 class Engine:
     """Programs, caches and counters for one policy.
 
@@ -145,7 +159,7 @@ class Engine:
         """Decodes one block in the given lanes; returns numpy arrays indexed by lane.
 
         Raises:
-          FloatingPointError: a log-probability or entropy isn't finite.
+          NonFiniteSampleError: a FloatingPointError that says in which lanes.
         """
         count = self.config.lanes
         lanes = device.Lanes(
@@ -166,14 +180,14 @@ class Engine:
         drawn = jax.device_get(drawn)
         self.counters.decode_tokens += int(drawn.counts.sum())
         self.counters.decode_steps += int(drawn.steps)
-        if not (np.isfinite(drawn.log_probs).all() and np.isfinite(drawn.entropies).all()):
-            broken = ~np.isfinite(drawn.log_probs).all(axis=1) | ~np.isfinite(drawn.entropies).all(
-                1
-            )
-            draws = sorted({item.identity[0] for item in work if broken[item.lane]})
-            raise FloatingPointError(
+        finite = np.isfinite(drawn.log_probs) & np.isfinite(drawn.entropies)
+        if not finite.all():
+            draws = {w.lane: w.identity[0] for w in work if not finite[w.lane].all()}
+            raise NonFiniteSampleError(
                 f"sampler: expected finite log-probabilities and entropies, got NaN or infinity in "
-                f"task draws {draws}; the policy's parameters or activations are broken"
+                f"task draws {sorted(set(draws.values()))}; the policy's parameters or activations "
+                "are broken",
+                {lane: drawn.tokens[lane, : finite[lane].argmin() + 1] for lane in draws},
             )
         return drawn
 

@@ -13,8 +13,9 @@ nor tool delays can change a tree.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,15 +26,25 @@ from elpo_jax.rollout.controller import Controller, Wave
 from elpo_jax.rollout.episode import Environment, Outcome, PendingCall, Progress, Turn
 from elpo_jax.rollout.growth import Growth, Request
 from elpo_jax.rollout.tree import ROOT, Step, Tree
-from elpo_jax.sampler.engine import Chunk, Decoding, Engine, KeptRow, split_segment
+from elpo_jax.sampler.engine import (
+    Chunk,
+    Decoding,
+    Engine,
+    KeptRow,
+    NonFiniteSampleError,
+    split_segment,
+)
+from elpo_jax.sampler.tool_workers import ToolWorkers
 from elpo_jax.tasks.base import Task
-from elpo_jax.tools.base import Observation, ToolFailure
+from elpo_jax.tools.base import Observation, ToolFailure, ToolTimeout
 
 Params = Any
 ToolResult = tuple[Any, Observation]  # (tool states, observation)
 
 # How long a round waits for tools when rollouts could decode: most tools answer within it.
 TOOL_GRACE_SECONDS = 0.002
+# How long it waits when none could: interrupts and time-outs are seen in between.
+TOOL_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Summary:
     parked: int = 0  # rollouts moved off their lane while a tool ran
     dropped_rollouts: int = 0
     dropped_tasks: int = 0
+    tool_timeouts: int = 0  # of the dropped rollouts
+    last_failure: str = ""  # of a tool, in words
 
 
 @dataclass(eq=False)
@@ -98,6 +111,13 @@ class Run:
     def is_first_turn(self) -> bool:
         return self.request.parent == ROOT and not self.steps
 
+    def known_tokens(self) -> np.ndarray:
+        """int32 [T], from the prompt to the last token drawn."""
+        tree = self.job.growth.tree
+        steps = [*(tree.nodes[node].step for node in tree.path(self.request.parent)), *self.steps]
+        parts = [tree.prompt, *(step.tokens for step in steps), np.array(self.tokens, np.int32)]
+        return np.concatenate(parts)
+
 
 class Scheduler:
     """Grows trees.
@@ -123,6 +143,7 @@ class Scheduler:
         self.sampler = sampler
         self.episode = episode
         self.end_of_turn = end_of_turn
+        self._workers = ToolWorkers(sampler.tool_workers, episode.tool_seconds)
 
     def run(
         self,
@@ -147,18 +168,18 @@ class Scheduler:
           summary.
 
         Raises:
-          FloatingPointError: the policy gave a NaN or an infinity.
+          NonFiniteSampleError: a FloatingPointError with the tokens that led to it.
+          RunFault: too many tool calls hang.
         """
-        with ThreadPoolExecutor(self.sampler.tool_workers, "tool") as workers:
-            session = _Session(self, workers, params, step_key, settings)
-            try:
-                for draw, task in tasks:
-                    tree = Tree(task, self.environment.prompt_ids(task))
-                    session.add(Growth(draw, tree, strategy(tree), self.episode.max_drops))
-                session.loop(on_round)
-            finally:
-                workers.shutdown(wait=False, cancel_futures=True)
-                session.release_everything()
+        session = _Session(self, self._workers, params, step_key, settings)
+        try:
+            for draw, task in tasks:
+                tree = Tree(task, self.environment.prompt_ids(task))
+                session.add(Growth(draw, tree, strategy(tree), self.episode.max_drops))
+            session.loop(on_round)
+        finally:
+            self._workers.rest()
+            session.release_everything()
         grown = [job.growth for job in session.jobs if not job.growth.is_abandoned]
         session.summary.dropped_rollouts = sum(job.growth.drops for job in session.jobs)
         session.summary.dropped_tasks = len(session.jobs) - len(grown)
@@ -166,7 +187,7 @@ class Scheduler:
 
 
 def _call_tool(call: PendingCall, retries: int) -> ToolResult:
-    """Runs a call on a worker; a tool that breaks is tried again before that is passed on."""
+    """Runs a call; a tool that breaks is tried again before that is passed on."""
     for _ in range(retries):
         try:
             return call.run()
@@ -181,7 +202,7 @@ class _Session:
     def __init__(
         self,
         scheduler: Scheduler,
-        workers: ThreadPoolExecutor,
+        workers: ToolWorkers,
         params: Params,
         step_key: jax.Array,
         settings: SamplingSettings,
@@ -360,9 +381,19 @@ class _Session:
         ]
         # Back to the host once half of the turns are over: tools can run, others take the lanes.
         exit_below = max(1, len(active) // 2)
-        drawn = self.engine.decode(
-            self.params, work, self.step_key, self.scheduler.end_of_turn, exit_below
-        )
+        try:
+            drawn = self.engine.decode(
+                self.params, work, self.step_key, self.scheduler.end_of_turn, exit_below
+            )
+        except NonFiniteSampleError as error:
+            error.rows = {
+                (
+                    active[lane].job.growth.tree.task.id,
+                    active[lane].request.ordinal,
+                ): np.concatenate([active[lane].known_tokens(), tokens])
+                for lane, tokens in error.lanes.items()
+            }
+            raise
         for lane, run in active.items():
             count = int(drawn.counts[lane])
             if not count:
@@ -391,16 +422,17 @@ class _Session:
             self._apply(run, result)
             return
         run.call = result
-        retries = self.scheduler.episode.tool_retries
-        self.tools[self.workers.submit(_call_tool, result, retries)] = run
+        call = partial(_call_tool, result, self.scheduler.episode.tool_retries)
+        self.tools[self.workers.submit(call, str(result))] = run
 
     def _collect_tools(self) -> None:
         if not self.tools:
             return
         can_decode = any(run.call is None for run in self.on_lane.values())
-        grace = TOOL_GRACE_SECONDS if can_decode else None
-        done = wait(self.tools, timeout=grace, return_when=FIRST_COMPLETED).done
-        for future in [f for f in self.tools if f in done or f.done()]:
+        grace = TOOL_GRACE_SECONDS if can_decode else TOOL_POLL_SECONDS
+        wait(self.tools, timeout=grace, return_when=FIRST_COMPLETED)
+        self.workers.expire()
+        for future in [f for f in self.tools if f.done()]:
             self._take_result(self.tools.pop(future), future)
 
     def _take_result(self, run: Run, future: Future[ToolResult]) -> None:
@@ -409,7 +441,9 @@ class _Session:
         assert run.turn is not None
         try:
             states, observation = future.result()
-        except ToolFailure:
+        except ToolFailure as failure:
+            self.summary.last_failure = str(failure)
+            self.summary.tool_timeouts += isinstance(failure, ToolTimeout)
             self._leave_lane(run)
             if run.is_parked and run.source is not None:
                 self.engine.release(run.source)

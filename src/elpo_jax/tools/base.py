@@ -27,6 +27,10 @@ class ToolFailure(Exception):
     """The infrastructure of a tool broke. Never scored as the policy's failure."""
 
 
+class ToolTimeout(ToolFailure):
+    """A call didn't answer in its time (`episode.tool_seconds`)."""
+
+
 class Tool(Protocol):
     """A tool as the episode sees it.
 
