@@ -146,7 +146,7 @@ def read(folder: Path) -> Fault:
         document = json.loads((folder / "fault.json").read_text(encoding="utf-8"))
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}")
-        with np.load(folder / "micro_batches.npz") as arrays:
+        with open(folder / "micro_batches.npz", "rb") as file, np.load(file) as arrays:
             columns = dict(arrays)
         return Fault(
             kind=document["kind"],
