@@ -93,7 +93,9 @@ def main(experiment: str, flags: Sequence[str]) -> None:
     jax.monitoring.register_event_duration_secs_listener(count)
     from elpo_jax.cli import parse
     from elpo_jax.components import build
+    from elpo_jax.data_order import TrainingTasks
     from elpo_jax.interrupt import Interrupts
+    from elpo_jax.tasks.base import TRAIN
     from elpo_jax.trainer import Trainer
 
     phase("imports")
@@ -108,7 +110,9 @@ def main(experiment: str, flags: Sequence[str]) -> None:
     phase("warm-up")
     programs = trainer.compiles
     with Interrupts() as interrupts:
-        state, _, _ = trainer.step(state, 1, 0, interrupts)
+        tasks = TrainingTasks(components.suite, components.indices[TRAIN], config.seed)
+        batch = tasks.take(config.train.batch_prompts)
+        state, _, _ = trainer.step(state, 1, batch, interrupts)
     jax.block_until_ready(state)
     phase("first step")
     print(

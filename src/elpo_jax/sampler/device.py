@@ -316,7 +316,13 @@ def compile_programs(model: Decoder, block_size: int, mesh: Mesh) -> Programs:
             in_shardings=(None, None, lanes, None, None, None),
             out_shardings=(cache, None),
         ),
-        jax.jit(fork, donate_argnums=0, out_shardings=cache),
-        jax.jit(read_row, out_shardings=row),
-        jax.jit(write_row, donate_argnums=0, in_shardings=(None, None, row), out_shardings=cache),
+        # Each a function of its own, or JAX would count other engines' programs with this one's.
+        jax.jit(partial(fork), donate_argnums=0, out_shardings=cache),
+        jax.jit(partial(read_row), out_shardings=row),
+        jax.jit(
+            partial(write_row),
+            donate_argnums=0,
+            in_shardings=(None, None, row),
+            out_shardings=cache,
+        ),
     )
