@@ -48,7 +48,7 @@ class Replay:
         config = fault.config
         self.fault = fault
         self.mesh = make_mesh(config.mesh)
-        self.model = Decoder(config.policy, fault.vocab_size)
+        self.model = Decoder(config.policy, fault.vocab_size, self.mesh)
         make = make_supervised_learner if fault.kind == SUPERVISED else make_learner
         self.learner: Learner | SupervisedLearner = make(config, self.model, self.mesh)
         self._log_probs = make_log_probs(
