@@ -1,13 +1,14 @@
 """Reading final answers: ordinary ones, and ones made to break the reader."""
 
 import time
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import PROPERTY
 
-from elpo_jax.tasks.answers import boxed, is_unit, letter, plain, quantity
+from elpo_jax.tasks.answers import boxed, is_unit, letter, number, plain, quantity
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,29 @@ def test_quantities(answer, value, unit):
     assert found is not None
     assert found.value == pytest.approx(value, rel=1e-12)
     assert found.unit == unit
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("18", "18"),
+        ("18.", "18"),
+        ("-1,234.50", "-1234.5"),
+        ("$18", "18"),
+        ("\\$18.50", "18.5"),
+        ("25%", "25"),
+        ("25 \\%", "25"),
+        ("1.45e6", "1450000"),
+        ("9007199254740993", "9007199254740993"),  # 2**53 + 1, which no float64 holds
+        ("18 dollars", None),
+        ("18 or 19", None),
+        ("1/2", None),
+        ("1e999", None),
+        ("", None),
+    ],
+)
+def test_numbers_alone(answer, value):
+    assert number(answer) == (None if value is None else Decimal(value))
 
 
 @pytest.mark.parametrize(

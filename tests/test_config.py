@@ -147,6 +147,12 @@ def test_every_number_has_a_range_and_every_rule_a_key():
         ("seed", -1, "seed: expected an integer from 0 to 2**32 - 1, got -1"),
         ("algorithm", "gprq", "algorithm: expected one of 'elpo', 'grpo', got 'gprq'"),
         ("suite.reward", "one", "suite.reward: expected one of"),
+        (
+            "data.train",
+            "/nowhere.jsonl",
+            "data.train: expected a file, or empty, got '/nowhere.jsonl'",
+        ),
+        ("data.format", "gsm", "data.format: expected one of 'gsm8k', got 'gsm'"),
         ("rollout.search", "confrm", "did you mean confirm?"),
         ("policy.head_dim", 33, "policy.head_dim: expected an even number, 2 or more, got 33"),
         ("policy.num_heads", 3, "policy.num_heads: expected a multiple of policy.num_kv_heads=2"),

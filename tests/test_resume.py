@@ -12,6 +12,7 @@ from processes import (
     checkpoints,
     finish,
     has_begun,
+    is_writing,
     outcome,
     rows,
     wait_for,
@@ -38,11 +39,6 @@ def undisturbed(tmp_path_factory, cache):
     output = finish(start(workdir, cache))
     assert "Held-out success" in output
     return outcome(workdir)
-
-
-def is_writing(workdir):
-    """A checkpoint is under its temporary name."""
-    return any("tmp" in name for name in checkpoints(workdir))
 
 
 def test_the_run_has_something_to_compare(undisturbed):

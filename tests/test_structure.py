@@ -66,6 +66,7 @@ LAYERS = {
         "checkpoint",
         "cold_start",
         "components",
+        "data_order",
         "diagnosis",
         "evaluation",
         "faults",
@@ -175,6 +176,20 @@ def test_the_layers_name_only_what_there_is():
     ahead = {"report", "train", "evaluate"}  # rooms of the design that may not be built yet
     for prefix in {prefix for prefixes in LAYERS.values() for prefix in prefixes} - ahead:
         assert any(name == prefix or name.startswith(f"{prefix}.") for name in FILES), prefix
+
+
+def test_only_the_registry_knows_the_suites():
+    """A further suite is its own file or folder, a line of the registry and an experiment."""
+    shared = {"answers", "base", "files", "problems", "rewards"}
+    suites = {name.split(".")[1] for name in FILES if name.startswith("tasks.")} - shared
+    assert {"math", "science"} <= suites
+    for module in FILES:
+        inner, _ = imports(module)
+        known = {name.split(".")[1] for name in inner if name.startswith("tasks.")} & suites
+        own = module.split(".")[1] if module.startswith("tasks.") else None
+        # The embedded tokenizer is made of the science suite's conversations.
+        if known - {own} and module not in ("tasks", "policy.train_tokenizer"):
+            pytest.fail(f"{module} knows {sorted(known)}")
 
 
 def test_everything_imported_is_required():

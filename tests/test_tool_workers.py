@@ -88,14 +88,14 @@ def test_too_many_hanging_calls_are_an_error(gate):
 
 
 def test_threads_end_when_there_is_nothing_to_do():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     workers = ToolWorkers(3, seconds=30)
     settle(workers, [workers.submit(lambda: None, "nothing") for _ in range(9)])
     workers.rest()
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
     again = workers.submit(lambda: "once more", "more")
     settle(workers, [again])
     assert again.result() == "once more"

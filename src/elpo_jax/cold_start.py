@@ -13,33 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from elpo_jax.checkpoint import Checkpoints, load, parts_of, state_of
 from elpo_jax.components import Components
 from elpo_jax.config import Config, to_dict
+from elpo_jax.data_order import shuffled
 from elpo_jax.errors import RunFault, UsageError, os_problem
 from elpo_jax.interrupt import Interrupted
-from elpo_jax.learner.batch import Row
 from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, param_shardings
-from elpo_jax.tasks.base import TRAIN
+from elpo_jax.tasks.base import TRAIN, Task
+from elpo_jax.tasks.files import KEYS
 
 Params = Any
 Metrics = dict[str, float]
+Demonstration = tuple[np.ndarray, np.ndarray]  # tokens [T], and which are the policy's [T]
 OnStep = Callable[[int, Mapping[str, float]], None]
 
-# Demonstrations come from training tasks that no RL step gets to.
+# Of an endless split, demonstrations come from training tasks that no RL step gets to.
 FIRST_DEMONSTRATION = 1 << 30
 
 # How often the state on the way is saved.
 _SAVES = 10
 
 # Code that decides what a cold start comes to.
-_SOURCES = ("cold_start.py", "components.py", "learner", "policy", "tasks", "tools")
+_SOURCES = (
+    "cold_start.py",
+    "components.py",
+    "data_order.py",
+    "learner",
+    "policy",
+    "tasks",
+    "tools",
+)
+_PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax")
 
 
 def cache_folder(components: Components) -> Path:
@@ -58,10 +70,13 @@ def cache_folder(components: Components) -> Path:
     del settings["suite"]["reward"]
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]
+    if TRAIN in components.files.digests:
+        settings["data"] = [config["data"]["format"], components.files.digests[TRAIN]]
+        settings["max_length"] = config["episode"]["max_length"]  # decides which tasks fit
     depends_on = {
         "settings": settings,
         "sources": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
-        "packages": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "packages": {name: version(name) for name in _PACKAGES},
         "devices": [(device.platform, device.device_kind) for device in jax.devices()],
     }
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:24]
@@ -122,6 +137,7 @@ def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Para
     steps, batch = config.sft.steps, config.sft.batch
     learner = make_supervised_learner(config, components.model, components.mesh)
     state = learner.init(components.init_params())
+    demonstration = demonstrations(components)
     metrics: Metrics = {}
     with Checkpoints(partial, keep=1) as checkpoints:
         done = checkpoints.latest_step() or 0
@@ -130,8 +146,9 @@ def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Para
             state = state_of(parts)
         for step in range(done + 1, steps + 1):
             first = (step - 1) * batch
+            rows = sft_rows([demonstration(i) for i in range(first, first + batch)])
             try:
-                state, metrics = learner.update(state, demonstrations(components, first, batch))
+                state, metrics = learner.update(state, rows)
             except NonFiniteUpdateError as error:
                 numbers = [[first + row for row in rows] for rows in error.rows]
                 error.labels = [[(f"demonstration {n}", 0) for n in rows] for rows in numbers]
@@ -150,28 +167,52 @@ def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Para
     return state.params, {name: x for name, x in metrics.items() if name.startswith("sft/")}
 
 
-def demonstrations(components: Components, start: int, count: int) -> list[Row]:
-    """Rows of demonstrations `start` to `start + count - 1`, each of another training task.
+def demonstrations(components: Components) -> Callable[[int], Demonstration]:
+    """The cold start's demonstrations by number.
+
+    Those of an endless split are each of another task. Of a finite one, the tasks that are used and
+    have a solver come in a new order each epoch, as far as their demonstrations fit an episode.
 
     Raises:
-      UsageError: a demonstration is longer than an episode may be.
+      UsageError: a finite split has no demonstration. The function raises it for one of an endless
+        split that is longer than an episode may be.
     """
-    suite, chat, environment = components.suite, components.chat, components.environment
     limit = components.config.episode.max_length
-    detours = components.config.sft.detours
-    pairs = []
-    for index in range(start, start + count):
-        task = suite.task(TRAIN, FIRST_DEMONSTRATION + index)
-        pair = chat.demonstration([*environment.prompt(task), *suite.demonstration(task, detours)])
-        if len(pair[0]) > limit:
-            raise UsageError(
-                [
-                    f"episode.max_length: expected at least {len(pair[0])}, the tokens of the "
-                    f"demonstration of {task.id}, got {limit}"
-                ]
-            )
-        pairs.append(pair)
-    return sft_rows(pairs)
+    indices = components.indices[TRAIN]
+    if indices is None:
+        return lambda number: _checked(components, FIRST_DEMONSTRATION + number)
+    tasks = (components.suite.task(TRAIN, index) for index in indices)
+    pairs = [_demonstration(components, task) for task in tasks if task.calls is not None]
+    found = [pair for pair in pairs if len(pair[0]) <= limit]
+    if not found:
+        raise UsageError(
+            [
+                f"sft.steps: expected 0, since no question of {KEYS[TRAIN]} has a worked solution "
+                f"that checks out and fits episode.max_length={limit}, got "
+                f"{components.config.sft.steps}"
+            ]
+        )
+    order = shuffled(range(len(found)), components.config.seed)
+    return lambda number: found[order[number]]
+
+
+def _checked(components: Components, index: int) -> Demonstration:
+    limit = components.config.episode.max_length
+    task = components.suite.task(TRAIN, index)
+    pair = _demonstration(components, task)
+    if len(pair[0]) > limit:
+        raise UsageError(
+            [
+                f"episode.max_length: expected at least {len(pair[0])}, the tokens of the "
+                f"demonstration of {task.id}, got {limit}"
+            ]
+        )
+    return pair
+
+
+def _demonstration(components: Components, task: Task) -> Demonstration:
+    turns = components.suite.demonstration(task, components.config.sft.detours)
+    return components.chat.demonstration([*components.environment.prompt(task), *turns])
 
 
 def _store(folder: Path, params: Params, metrics: Metrics) -> None:

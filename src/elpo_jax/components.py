@@ -1,5 +1,6 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from elpo_jax.config import Config
+from elpo_jax.data_order import fitting
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
@@ -16,8 +18,10 @@ from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
 from elpo_jax.tasks import make_suite
-from elpo_jax.tasks.base import Suite
+from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
+from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.validation import validate_vocabulary
 
 Params = Any
 
@@ -36,6 +40,8 @@ class Components:
       suite: tasks, tools and verifier.
       chat: messages to ids.
       environment: the rules of an episode.
+      files: what was read of the data files.
+      indices: by split, which tasks of a finite one are used; None: all.
     """
 
     config: Config
@@ -44,6 +50,22 @@ class Components:
     suite: Suite
     chat: Chat
     environment: Environment
+    files: Files
+    indices: Mapping[str, Sequence[int] | None]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user: what was read, and what of it isn't used."""
+        notes = list(self.files.notes)
+        for split, indices in self.indices.items():
+            left_out = (self.suite.size(split) or 0) - len(indices or ())
+            if left_out:
+                limit = f"episode.max_length={self.config.episode.max_length}"
+                notes.append(f"{KEYS[split]}: left out, too long for {limit}: {left_out}")
+        held_out, wanted = self.indices[HELD_OUT], self.config.eval.tasks
+        if held_out is not None and len(held_out) < wanted:
+            notes.append(f"{KEYS[HELD_OUT]}: fewer than eval.tasks={wanted}: {len(held_out)}")
+        return notes
 
     @property
     def param_shardings(self) -> Any:
@@ -76,21 +98,28 @@ def build(config: Config) -> Components:
     """Builds the components.
 
     Raises:
-      ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer).
+      ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer,
+        the questions).
     """
-    suite = make_suite(config.suite)
+    mesh = make_mesh(config.mesh)
+    files = read_files(config.data)
+    suite = make_suite(config.suite, files.questions)
     tokenizer_file = (
         Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
     )
     tokenizer = SentencePieceTokenizer(tokenizer_file)
+    validate_vocabulary(config, tokenizer.vocab_size)
     schemas = [tool.schema for tool in suite.tools]
     chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    max_length = config.episode.max_length
     return Components(
         config=config,
-        mesh=make_mesh(config.mesh),
-        model=Decoder(config.policy, tokenizer.vocab_size),
+        mesh=mesh,
+        model=Decoder(config.policy, tokenizer.vocab_size, mesh),
         suite=suite,
         chat=chat,
         environment=environment,
+        files=files,
+        indices={s: fitting(suite, environment, s, max_length) for s in (TRAIN, HELD_OUT)},
     )

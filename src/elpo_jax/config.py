@@ -28,6 +28,15 @@ class SuiteConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Files of questions, for suites that read them. A split without one is generated."""
+
+    train: str = ""
+    eval: str = ""  # held-out questions
+    format: str = "gsm8k"  # of both
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """A decoder of the Qwen3 shape, about a million parameters by default."""
 
@@ -185,6 +194,7 @@ class Config:
     seed: int = 0
     algorithm: str = "elpo"
     suite: SuiteConfig = field(default_factory=SuiteConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

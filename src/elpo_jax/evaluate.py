@@ -13,7 +13,7 @@ from elpo_jax.algorithms import ALGORITHMS
 from elpo_jax.checkpoint import load
 from elpo_jax.cli import Option, parse, run
 from elpo_jax.components import build
-from elpo_jax.config import to_dict
+from elpo_jax.config import Config, to_dict
 from elpo_jax.errors import UsageError
 from elpo_jax.evaluation import evaluate, held_out_tasks, report
 from elpo_jax.progress import Display, share
@@ -31,8 +31,15 @@ def main(argv: Sequence[str]) -> None:
     output = Path(options["output"])
     if not output.parent.is_dir():
         raise UsageError([f"--output: expected an existing folder, got {output.parent}"])
+    with Display() as display:
+        _evaluate(config, Path(options["checkpoint"]), output, display)
+
+
+def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) -> None:
     components = build(config)
-    restored = load(Path(options["checkpoint"]), {"params": components.init_params()})
+    for line in components.notes:
+        display.note(line)
+    restored = load(checkpoint, {"params": components.init_params()})
     trees = evaluate(
         components,
         components.make_scheduler(),
@@ -41,12 +48,11 @@ def main(argv: Sequence[str]) -> None:
     )
     found = report(trees, config.seed)
     write_json(output, {"step": restored.step, "config": to_dict(config), **found})
-    with Display() as display:
-        for kind, count in found["kinds"].items():
-            display.note(f"{kind:20} {share(count['successes'], count['trials'])}")
-        for name in ("pass@k", "maj@k"):
-            values = "  ".join(f"{k}: {value:.1%}" for k, value in found[name].items())
-            display.note(f"{name:20} {values}")
+    for kind, count in found["kinds"].items():
+        display.note(f"{kind:20} {share(count['successes'], count['trials'])}")
+    for name in ("pass@k", "maj@k"):
+        values = "  ".join(f"{k}: {value:.1%}" for k, value in found[name].items())
+        display.note(f"{name:20} {values}")
 
 
 if __name__ == "__main__":

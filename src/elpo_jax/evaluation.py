@@ -30,8 +30,13 @@ class Count:
 
 
 def held_out_tasks(components: Components) -> list[Task]:
-    """The first `eval.tasks` tasks of the held-out split, the same at every evaluation."""
-    return [components.suite.task(HELD_OUT, i) for i in range(components.config.eval.tasks)]
+    """The first `eval.tasks` tasks of the held-out split, the same at every evaluation.
+
+    A finite split may have fewer.
+    """
+    wanted, indices = components.config.eval.tasks, components.indices[HELD_OUT]
+    chosen = range(wanted) if indices is None else indices[:wanted]
+    return [components.suite.task(HELD_OUT, index) for index in chosen]
 
 
 def evaluate(
@@ -95,7 +100,8 @@ def evaluation_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     for kind, count in count_by(trees, lambda task: task.kind).items():
         metrics[f"eval/success/{kind}"] = count.successes / count.trials
         metrics[f"eval/trials/{kind}"] = count.trials
-    for calls, count in count_by(trees, lambda task: task.calls).items():
+    with_solver = [tree for tree in trees if tree.task.calls is not None]
+    for calls, count in count_by(with_solver, lambda task: task.calls).items():
         metrics[f"eval/success_by_calls/{calls}"] = count.successes / count.trials
         metrics[f"eval/trials_by_calls/{calls}"] = count.trials
     return metrics

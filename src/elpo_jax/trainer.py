@@ -1,7 +1,7 @@
 """One training step: rollout, credit, update. Also evaluation, and what is kept of the trees.
 
-A step's rollouts, credit and updates depend on the parameters, the seed and the step's number
-alone. So a run that goes on from a checkpoint does what it would have done without the
+A step's rollouts, credit and updates depend on the parameters, the seed, the step's number and its
+tasks alone. So a run that goes on from a checkpoint does what it would have done without the
 interruption.
 """
 
@@ -33,7 +33,7 @@ from elpo_jax.rollout.statistics import summarize
 from elpo_jax.rollout.tree import Tree
 from elpo_jax.rollout.tree_json import to_json
 from elpo_jax.sampler.scheduler import SamplingSettings
-from elpo_jax.tasks.base import TRAIN, Task
+from elpo_jax.tasks.base import Task
 from elpo_jax.workdir import WorkDir, write_atomic
 
 Metrics = dict[str, float]
@@ -82,20 +82,19 @@ class Trainer:
         """Programs compiled so far."""
         return self.scheduler.engine.compiles + sum(self.learner.compiled_programs().values())
 
-    def tasks(self, position: int) -> list[tuple[int, Task]]:
-        """(draw, task) of the batch that begins at a position of the training split."""
-        draws = range(position, position + self.config.train.batch_prompts)
-        return [(draw, self.components.suite.task(TRAIN, draw)) for draw in draws]
-
     def step(
-        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+        self,
+        state: TrainState,
+        step: int,
+        batch: Sequence[tuple[int, Task]],
+        interrupts: Interrupts,
     ) -> tuple[TrainState, list[Tree], Metrics]:
         """One rollout batch and the updates on it.
 
         Args:
           state: donated.
           step: from 1.
-          position: of the batch in the training split.
+          batch: (draw, task) pairs.
           interrupts: checked while rolling out, before anything has changed.
 
         Raises:
@@ -104,7 +103,7 @@ class Trainer:
           RunFault: the tools broke in every task.
         """
         started = time.monotonic()
-        trees, metrics = self._roll_out(state, step, position, interrupts)
+        trees, metrics = self._roll_out(state, step, batch, interrupts)
         rolled_out = time.monotonic()
         advantages = self.algorithm.credit(trees, self.config.credit)
         rows = trajectory_rows(trees, advantages, [elc_nodes(tree) for tree in trees])
@@ -125,14 +124,18 @@ class Trainer:
         return state, trees, metrics
 
     def _roll_out(
-        self, state: TrainState, step: int, position: int, interrupts: Interrupts
+        self,
+        state: TrainState,
+        step: int,
+        batch: Sequence[tuple[int, Task]],
+        interrupts: Interrupts,
     ) -> tuple[list[Tree], Metrics]:
         sampler, counters = self.config.sampler, self.scheduler.engine.counters
         before = replace(counters)
         trees, summary = self.scheduler.run(
             state.params,
             self.components.key(ROLLOUT, step),
-            self.tasks(position),
+            batch,
             lambda tree: self.algorithm.strategy(tree, self.config.rollout),
             SamplingSettings(sampler.temperature, sampler.top_p, sampler.top_k),
             interrupts.check,

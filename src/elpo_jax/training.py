@@ -10,7 +10,8 @@ from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
 from elpo_jax.cold_start import cold_start
 from elpo_jax.components import Components
-from elpo_jax.config import differences, from_dict, to_dict
+from elpo_jax.config import differences, from_dict, get, to_dict
+from elpo_jax.data_order import TrainingTasks
 from elpo_jax.errors import RunFault, UsageError, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.run import NonFiniteUpdateError
@@ -19,6 +20,8 @@ from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
 from elpo_jax.sampler.engine import NonFiniteSampleError
+from elpo_jax.tasks.base import TRAIN
+from elpo_jax.tasks.files import KEYS
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
 
@@ -33,6 +36,8 @@ def train(
       RunFault: a disk, a file, a tool or a number broke; what was saved before stands.
       Interrupted: after the state was saved.
     """
+    for line in components.notes:
+        display.note(line)
     try:
         _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
         with folder.locked():
@@ -56,14 +61,11 @@ def train(
 
 def _standing(folder: WorkDir) -> str:
     """What a run that ends now can go on from."""
-    try:
-        step = newest_step(folder.checkpoints)
-        updates = max((newest_step(each) or 0 for each in folder.cold_start.glob("*")), default=0)
-    except OSError:
-        return "what is saved can't be read"
+    step = newest_step(folder.checkpoints)
     if step is not None:
         return f"saved step {step}"
-    return f"saved update {updates} of the cold start" if updates else "no checkpoint yet"
+    updates = max((newest_step(each) or 0 for each in folder.cold_start.glob("*")), default=0)
+    return f"saved update {updates} of the cold start" if updates else "nothing is saved yet"
 
 
 def _claim(components: Components, folder: WorkDir) -> None:
@@ -121,15 +123,22 @@ class _Run:
     ):
         self.trainer = trainer
         self.config = trainer.config
+        components = trainer.components
+        self.tasks = TrainingTasks(components.suite, components.indices[TRAIN], self.config.seed)
         self.folder = folder
         self.display = display
         self.interrupts = interrupts
         self.checkpoints = checkpoints
         self.saved: int | None = checkpoints.latest_step()
+        self.order = self.tasks.state()  # after the last whole step
 
     def go(self) -> None:
         """From where the folder stands to the last step."""
         begun = self.saved
+        restored = None
+        if begun is not None and begun < self.config.train.steps:
+            self.display.note(f"{self.folder.path}: going on after step {begun}")
+            restored = self._restore()  # before anything is cut
         self._cut_trees(begun)
         self._prune_evaluations()
         with MetricsWriter(self.folder.metrics, self.folder.tensorboard, begun) as metrics:
@@ -142,9 +151,8 @@ class _Run:
                 metrics.write(0, cold_start_metrics | self._evaluate(state, 0))
                 self._save(state, 0)
                 self._steps(state, 0, metrics)
-            elif begun < self.config.train.steps:
-                self.display.note(f"{self.folder.path}: going on after step {begun}")
-                self._steps(self._warm_up(self._restore()), begun, metrics)
+            elif restored is not None:
+                self._steps(self._warm_up(restored), begun, metrics)
         self._prune_evaluations()
         self._show_summary()
         self._report()
@@ -167,7 +175,23 @@ class _Run:
 
     def _restore(self) -> TrainState:
         fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        return state_of(self.checkpoints.restore(parts_of(fresh)).parts)
+        _, parts, metadata = self.checkpoints.restore(parts_of(fresh))
+        self._check_files(metadata["data_files"])
+        self.tasks.restore(metadata["data_order"])
+        self.order = self.tasks.state()
+        return state_of(parts)
+
+    def _check_files(self, digests: Mapping[str, str]) -> None:
+        """Raises UsageError unless the data files are those that the run began with."""
+        ours = self.trainer.components.files.digests
+        lines = [
+            f"{key}: {get(self.config, key)} is not the file that the run in {self.folder.path} "
+            "began with; put that back to go on, or give another --workdir for a new run"
+            for split, key in KEYS.items()
+            if ours.get(split) != digests.get(split)
+        ]
+        if lines:
+            raise UsageError(lines)
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
@@ -189,15 +213,15 @@ class _Run:
             for step in range(done + 1, config.train.steps + 1):
                 self.interrupts.check()
                 self.checkpoints.check()
-                position = (step - 1) * config.train.batch_prompts
+                batch = self.tasks.take(config.train.batch_prompts)
                 with self._dumping("step", step, state):
-                    state, trees, values = self.trainer.step(state, step, position, self.interrupts)
+                    state, trees, values = self.trainer.step(state, step, batch, self.interrupts)
                 if step == config.train.steps or is_due(step, config.eval.every):
                     values |= self._evaluate(state, step)
                 self.trainer.save_trees(self.folder, step, trees)
                 written, before = time.monotonic(), written
                 metrics.write(step, values | {"time/step": written - before})
-                done = step
+                done, self.order = step, self.tasks.state()
                 if step == config.train.steps or is_due(step, config.checkpoint.every):
                     self._save(state, step)
                 self.display.step(step, values)
@@ -217,8 +241,11 @@ class _Run:
 
     def _save(self, state: TrainState, step: int) -> None:
         if self.saved is None or step > self.saved:
-            position = step * self.config.train.batch_prompts
-            metadata = {"seed": self.config.seed, "data_position": position}
+            metadata = {
+                "seed": self.config.seed,
+                "data_order": self.order,
+                "data_files": self.trainer.components.files.digests,
+            }
             self._prune_evaluations()
             self.checkpoints.save(step, parts_of(state), metadata)
             self.saved = step

@@ -1,15 +1,17 @@
 """What the values of a config must satisfy: ranges of single keys, and relations between keys."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elpo_jax.config import Config, OptimizerConfig, field_types, get
+from elpo_jax.config import Config, field_types, get
 from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.learner.base import AGGREGATIONS
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
+from elpo_jax.tasks.files import FORMATS
 from elpo_jax.tasks.rewards import REWARDS
 
 
@@ -46,6 +48,8 @@ _OPTIMIZER = {
 
 RANGES = {
     "seed": SEED,
+    "data.train": FILE,
+    "data.eval": FILE,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -115,6 +119,7 @@ RANGES = {
 NAMES: Mapping[str, Collection[str]] = {
     "suite.length": ("short", "long"),
     "suite.reward": REWARDS,
+    "data.format": FORMATS,
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
     "rollout.search": SEARCHES,
@@ -146,35 +151,87 @@ def validate(config: Config, known: Mapping[str, Collection[str]] | None = None)
             problems.append(unknown_name(key, value, names))
     # Relations between values that are wrong by themselves would only repeat the complaint.
     wrong = {problem.partition(":")[0] for problem in problems}
-    problems += [line for about, line in _broken_relations(config) if wrong.isdisjoint(about)]
+    problems += _broken_relations(config, wrong)
+    if wrong.isdisjoint(_MESH):
+        problems += _indivisible(config, wrong)
     if problems:
         order = {key: i for i, key in enumerate(field_types())}
         raise UsageError(sorted(problems, key=lambda line: order[line.partition(":")[0]]))
 
 
-def _broken_relations(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(keys concerned, line that opens with the first of them) of each relation that fails."""
+def validate_vocabulary(config: Config, size: int) -> None:
+    """Checks the one size that the tokenizer decides, not the config.
+
+    Raises:
+      UsageError: the vocabulary can't be spread over the mesh.
+    """
+    tensor = config.mesh.tensor
+    if size % tensor:
+        also = (get(config, key) for key in _OVER_TENSOR)
+        raise UsageError(
+            [_no_divisor("mesh.tensor", tensor, f"the vocabulary={size}", size, *also)]
+        )
+
+
+def _broken_relations(config: Config, wrong: Set[str]) -> Iterator[str]:
+    """A line for each relation that fails, leaving out those of keys that are wrong anyway."""
     for first, second, holds, expected in _RELATIONS:
         a, b = get(config, first), get(config, second)
-        if a is not None and b is not None and not holds(a, b):
-            yield (first, second), f"{first}: expected {expected} {second}={b!r}, got {a!r}"
+        if wrong.isdisjoint((first, second)) and None not in (a, b) and not holds(a, b):
+            yield f"{first}: expected {expected} {second}={b!r}, got {a!r}"
     updates = (
         config.train.steps
         * config.train.epochs
         * (config.train.batch_prompts // max(1, config.train.mini_batch_prompts))
     )
-    yield from _short_schedule("optimizer", config.optimizer, updates, "train.steps")
-    yield from _short_schedule("sft.optimizer", config.sft.optimizer, config.sft.steps, "sft.steps")
+    for prefix, optimizer, count, about in (
+        ("optimizer", config.optimizer, updates, "train.steps"),
+        ("sft.optimizer", config.sft.optimizer, config.sft.steps, "sft.steps"),
+    ):
+        key, warmup = f"{prefix}.warmup_steps", optimizer.warmup_steps
+        falls = optimizer.schedule != "constant"
+        if wrong.isdisjoint((key, about)) and falls and 0 < count <= warmup:
+            yield f"{key}: expected fewer than the {count} updates, got {warmup}"
 
 
-def _short_schedule(
-    prefix: str, optimizer: OptimizerConfig, updates: int, about: str
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    if optimizer.schedule != "constant" and 0 < updates <= optimizer.warmup_steps:
-        key = f"{prefix}.warmup_steps"
-        line = f"{key}: expected fewer than the {updates} updates, got {optimizer.warmup_steps}"
-        yield (key, about), line
+def _indivisible(config: Config, wrong: Set[str]) -> Iterator[str]:
+    """A line for each size that can't be spread evenly over the mesh, and what could."""
+    mesh = config.mesh
+    devices = mesh.data * mesh.fsdp
+    for key in _OVER_DATA_AND_FSDP:
+        value = get(config, key)
+        if key not in wrong and value % devices:
+            below = value // devices * devices
+            near = [str(size) for size in (below, below + devices) if size]
+            yield (
+                f"{key}: expected a multiple of mesh.data * mesh.fsdp = {devices}, got {value}; "
+                f"{' or '.join(near)} would do"
+            )
+    for axis, count, keys in (
+        ("mesh.fsdp", mesh.fsdp, _OVER_FSDP),
+        ("mesh.tensor", mesh.tensor, _OVER_TENSOR),
+    ):
+        sizes = [get(config, key) for key in keys]
+        if wrong.isdisjoint(keys) and any(size % count for size in sizes):
+            named = " and ".join(f"{key}={size}" for key, size in zip(keys, sizes, strict=True))
+            yield _no_divisor(axis, count, named, *sizes)
 
+
+def _no_divisor(axis: str, count: int, named: str, *sizes: int) -> str:
+    near = math.gcd(count, *sizes)
+    return f"{axis}: expected a divisor of {named}, got {count}; {near} would do"
+
+
+_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
+# What the rules of `policy.sharding` spread over which axes of the mesh.
+_OVER_DATA_AND_FSDP = (
+    "sampler.lanes",
+    "sampler.rows",
+    "sampler.prefill_rows",
+    "train.micro_batch_rows",
+)
+_OVER_FSDP = ("policy.d_model",)
+_OVER_TENSOR = ("policy.num_heads", "policy.num_kv_heads", "policy.mlp_dim")
 
 _RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
     ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),

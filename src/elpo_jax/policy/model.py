@@ -16,8 +16,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from elpo_jax.config import PolicyConfig
+from elpo_jax.policy.sharding import constrain
 
 MIN_QUERY_BLOCK = 64
 MAX_QUERY_BLOCKS = 8  # they are unrolled, so their number is compile time
@@ -131,9 +133,10 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """One layer."""
+    """One layer; for `mesh` see `Decoder`."""
 
     config: PolicyConfig
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -169,18 +172,26 @@ class Block(nn.Module):
         """Residual x [B, T, D] and attention's context [B, T, H, C] -> [B, T, D]."""
         x = x + self.output(context)
         normed = self.mlp_norm(x)
-        return x + self.down(nn.silu(self.gate(normed)) * self.up(normed))
+        x = x + self.down(nn.silu(self.gate(normed)) * self.up(normed))
+        return constrain(x, self.mesh, "batch", "time", None)
 
     def __call__(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
-        x = self.finish(x, causal_attention(*self.qkv(x, positions)))
-        return nn.with_logical_constraint(x, ("batch", "time", None)), None
+        return self.finish(x, causal_attention(*self.qkv(x, positions))), None
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states and logits out."""
+    """Tokens in, hidden states and logits out.
+
+    Attributes:
+      config: its shape.
+      vocab_size: V.
+      mesh: where its activations are laid out: rows over data and fsdp, heads, MLP and vocabulary
+        over tensor. Without one they lie as the compiler likes.
+    """
 
     config: PolicyConfig
     vocab_size: int
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -201,7 +212,7 @@ class Decoder(nn.Module):
             length=c.num_layers,
             unroll=c.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        )(c, self.mesh)
         self.final_norm = RMSNorm(c.norm_eps, c.param_dtype, "embed")
         if not c.tie_embeddings:
             width, vocab = ("embed", c.d_model), ("vocab", self.vocab_size)
@@ -209,7 +220,10 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return self.embedding(tokens)
+        # Whole along fsdp first: rows of a table that is spread both ways can't be looked up apart.
+        table = constrain(self.embedding.embedding, self.mesh, "vocab", None)
+        x = jnp.take(table.astype(self.config.dtype), tokens, axis=0)
+        return constrain(x, self.mesh, "batch", "time", None)
 
     def hidden(self, tokens: jax.Array) -> jax.Array:
         """Hidden states of whole rows: int32 [B, T] at positions 0..T-1 -> [B, T, D].
@@ -217,16 +231,14 @@ class Decoder(nn.Module):
         Attention is causal, so what follows a row's end (padding) doesn't reach its tokens.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "time", None))
-        x, _ = self.layers(x, positions)
+        x, _ = self.layers(self.embed(tokens), positions)
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        normed = self.final_norm(hidden)
-        if self.config.tie_embeddings:
-            return self.embedding.attend(normed).astype(jnp.float32)
-        return self.head(normed).astype(jnp.float32)
+        head = self.embedding.attend if self.config.tie_embeddings else self.head
+        logits = head(self.final_norm(hidden)).astype(jnp.float32)
+        return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> float32 logits [B, T, V] of the tokens that follow."""

@@ -1,5 +1,7 @@
 """Meshes, and the rules that map logical axes of the policy to mesh axes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elpo_jax.config import MeshConfig
-from elpo_jax.policy.model import Decoder
+from elpo_jax.errors import UsageError
 
 Params = Any  # a nested dict of arrays, as `Decoder.init` returns it under 'params'
 
@@ -31,18 +33,22 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh with axes data, fsdp and tensor over all devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp and tensor over the given devices (all there are, by default).
 
     Raises:
-      ValueError: when the sizes' product isn't the number of devices.
+      UsageError: when the sizes' product isn't the number of devices.
     """
     sizes = (config.data, config.fsdp, config.tensor)
-    devices = jax.devices()
-    if int(np.prod(sizes)) != len(devices):
-        raise ValueError(
-            f"config.mesh: expected data * fsdp * tensor = {len(devices)} (the devices), "
-            f"got {' * '.join(map(str, sizes))} = {int(np.prod(sizes))}"
+    devices = jax.devices() if devices is None else devices
+    if math.prod(sizes) != len(devices):
+        data, rest = divmod(len(devices), config.fsdp * config.tensor)
+        near = f"{len(devices)} * 1 * 1" if rest else f"{data} * {config.fsdp} * {config.tensor}"
+        raise UsageError(
+            [
+                f"mesh: expected mesh.data * mesh.fsdp * mesh.tensor = {len(devices)}, the number "
+                f"of devices, got {' * '.join(map(str, sizes))}; {near} would do"
+            ]
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
@@ -52,13 +58,41 @@ def spec(*names: str | None) -> PartitionSpec:
     return nn.logical_to_mesh_axes(names, RULES)
 
 
-def param_shardings(model: Decoder, mesh: Mesh) -> Params:
+def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
+    """Lays an intermediate array out by the logical names of its axes; without a mesh, as it comes.
+
+    Explicit, because Flax's `with_logical_constraint` does nothing, without a word, wherever the
+    mesh or the rules aren't in force.
+    """
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(*names)))
+
+
+def gather_fsdp(params: Params, shardings: Params) -> Params:
+    """Parameters whole along fsdp, still spread over tensor.
+
+    Args:
+      params: inside a compiled program.
+      shardings: of `param_shardings`.
+    """
+
+    def gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        axes = [None if axis == "fsdp" else axis for axis in sharding.spec]
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(sharding.mesh, PartitionSpec(*axes))
+        )
+
+    return jax.tree.map(gather, params, shardings)
+
+
+def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
     """A NamedSharding for each parameter."""
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
 
 
-def init_params(model: Decoder, key: jax.Array, mesh: Mesh) -> Params:
+def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
     """Freshly initialised parameters, each made on the devices that hold it."""
 
     def init(key: jax.Array) -> Params:

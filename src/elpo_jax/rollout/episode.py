@@ -153,7 +153,7 @@ class Environment:
                 f"{self._limits.max_length}"
             )
         max_calls = self._limits.max_calls
-        if self._limits.spare_calls is not None:
+        if self._limits.spare_calls is not None and task.calls is not None:
             max_calls = min(max_calls, task.calls + self._limits.spare_calls)
         return Progress(0, prompt_length, {}, max_calls)
 

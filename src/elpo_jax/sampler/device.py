@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from elpo_jax.config import PolicyConfig
 from elpo_jax.policy.model import Block, Decoder
+from elpo_jax.policy.sharding import constrain, gather_fsdp, param_shardings, spec
 from elpo_jax.sampler.sampling import draw
 
 Params = Any
@@ -110,7 +111,7 @@ def prefill(
     targets = jnp.where(step < lengths[:, None], positions, capacity)
     visible = jnp.arange(capacity)[None, None, :] <= positions[:, :, None]  # [P, N, T]
     x = model.apply({"params": params}, tokens, method="embed")
-    block = Block(config)
+    block = Block(config, model.mesh)
     keys, values = list(cache.keys), list(cache.values)
     for i in range(config.num_layers):
         layer = _layer(params, i)
@@ -144,6 +145,20 @@ def _attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.A
     return context.astype(q.dtype)
 
 
+@jax.vmap
+def _write_one(
+    keys: jax.Array, values: jax.Array, target: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Puts one token's key and value [K, C] into a row's cache; nothing where target is T or more.
+
+    Row by row, so that rows on other devices needn't be looked at.
+    """
+    return (
+        keys.at[:, :, target].set(k, mode="drop"),
+        values.at[:, target].set(v, mode="drop"),
+    )
+
+
 def _forward_one(
     model: Decoder,
     params: Params,
@@ -156,16 +171,14 @@ def _forward_one(
     """Feeds one token a lane: int32 [S] at positions [S] -> cache, float32 logits [S, V]."""
     config = model.config
     lanes, capacity = pending.shape[0], cache.keys[0].shape[-1]
-    rows = jnp.arange(lanes)
     targets = jnp.where(writable, positions, capacity)
     visible = jnp.arange(capacity)[None, :] <= positions[:, None]
     x = model.apply({"params": params}, pending[:, None], method="embed")  # [S, 1, D]
-    block = Block(config)
+    block = Block(config, model.mesh)
     keys, values = list(cache.keys), list(cache.values)
     for i, layer in enumerate(layers):
         q, k, v = block.apply(layer, x, positions[:, None], method="qkv")
-        keys[i] = keys[i].at[rows, :, :, targets].set(k[:, 0], mode="drop")
-        values[i] = values[i].at[rows, :, targets, :].set(v[:, 0], mode="drop")
+        keys[i], values[i] = _write_one(keys[i], values[i], targets, k[:, 0], v[:, 0])
         grouped = q.reshape(lanes, config.num_kv_heads, -1, config.head_dim)
         context = _attend_one(grouped, keys[i], values[i], visible)
         x = block.apply(layer, x, context.reshape(q.shape), method="finish")
@@ -198,6 +211,8 @@ def decode(
       exit_below: int32 [], leave early once fewer lanes than this are active (at least 1).
     """
     count = lanes.pending.shape[0]
+    if model.mesh is not None:
+        params = gather_fsdp(params, param_shardings(model, model.mesh))
     layers = [_layer(params, i) for i in range(model.config.num_layers)]
 
     def lane_key(identity: jax.Array) -> jax.Array:
@@ -214,16 +229,16 @@ def decode(
         step, pending, position, left, cache, out = carry
         active = left > 0
         cache, logits = _forward_one(model, params, layers, cache, pending, position, active)
+        logits = constrain(logits, model.mesh, "batch", None)  # draws sum over the vocabulary
         token_keys = jax.vmap(jax.random.fold_in)(keys, position + 1)
         uniforms = jax.vmap(jax.random.uniform)(token_keys)
         drawn = draw(logits, uniforms, lanes.temperature, lanes.top_p, lanes.top_k)
         stop = drawn.token == stop_token
-        at = jnp.where(active, step, block_size)  # idle lanes write nothing
-        rows = jnp.arange(count)
+        here = active[:, None] & (jnp.arange(block_size)[None] == step)  # [S, N]
         out = Drawn(
-            out.tokens.at[rows, at].set(drawn.token, mode="drop"),
-            out.log_probs.at[rows, at].set(drawn.log_prob, mode="drop"),
-            out.entropies.at[rows, at].set(drawn.entropy, mode="drop"),
+            jnp.where(here, drawn.token[:, None], out.tokens),
+            jnp.where(here, drawn.log_prob[:, None], out.log_probs),
+            jnp.where(here, drawn.entropy[:, None], out.entropies),
             out.counts + active,
             out.stopped | (active & stop),
             out.steps + 1,
@@ -256,7 +271,8 @@ def fork(target: KVCache, source: KVCache, to_rows: jax.Array, from_rows: jax.Ar
 
 def read_row(cache: KVCache, row: jax.Array) -> KVCache:
     """One row, for swapping it to the host."""
-    return jax.tree.map(lambda leaf: leaf[row], cache)
+    # Indexing a spread axis with one number would bring all of the cache to every device.
+    return jax.tree.map(lambda leaf: leaf.at[row[None]].get(mode="clip")[0], cache)
 
 
 def write_row(cache: KVCache, row: jax.Array, content: KVCache) -> KVCache:
@@ -274,21 +290,39 @@ class Programs(NamedTuple):
     write_row: Any
 
 
-def compile_programs(model: Decoder, block_size: int, sharding: NamedSharding) -> Programs:
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp, kv heads over tensor."""
+    return NamedSharding(mesh, spec("batch", "kv_heads"))
+
+
+def compile_programs(model: Decoder, block_size: int, mesh: Mesh) -> Programs:
     """Wraps the functions above in `jax.jit`; the shapes they get decide what is compiled.
+
+    The caches' sharding is stated for outputs too: a cache that came back with another, equivalent
+    one would compile its next program anew.
 
     Args:
       model: the policy.
       block_size: the most tokens a decode call.
-      sharding: of the caches. Stated for outputs too: a cache that came back with another,
-        equivalent one would compile its next program anew.
+      mesh: where the caches live.
     """
+    cache, row = cache_sharding(mesh), NamedSharding(mesh, spec("kv_heads"))
+    lanes = NamedSharding(mesh, spec("batch"))
     return Programs(
-        jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=sharding),
+        jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=cache),
         jax.jit(
-            partial(decode, model, block_size), donate_argnums=1, out_shardings=(sharding, None)
+            partial(decode, model, block_size),
+            donate_argnums=1,
+            in_shardings=(None, None, lanes, None, None, None),
+            out_shardings=(cache, None),
         ),
-        jax.jit(fork, donate_argnums=0, out_shardings=sharding),
-        jax.jit(read_row),
-        jax.jit(write_row, donate_argnums=0, out_shardings=sharding),
+        # Each a function of its own, or JAX would count other engines' programs with this one's.
+        jax.jit(partial(fork), donate_argnums=0, out_shardings=cache),
+        jax.jit(partial(read_row), out_shardings=row),
+        jax.jit(
+            partial(write_row),
+            donate_argnums=0,
+            in_shardings=(None, None, row),
+            out_shardings=cache,
+        ),
     )

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from elpo_jax.config import SamplerConfig
 from elpo_jax.policy.model import Decoder
-from elpo_jax.policy.sharding import spec
 from elpo_jax.sampler import device
 
 Params = Any
@@ -105,25 +104,23 @@ class Engine:
       model: the policy.
       config: the sampler's shapes.
       max_length: tokens a row has room for.
-      mesh: where the caches live; rows are spread over data and fsdp.
+      mesh: where the caches live, see `sampler.device.cache_sharding`.
     """
 
     def __init__(self, model: Decoder, config: SamplerConfig, max_length: int, mesh: Mesh):
         self.config = config
         self.max_length = max_length
         self.counters = Counters()
-        self._mesh = mesh
-        self._sharding = NamedSharding(mesh, spec("batch", "kv_heads"))
-        self._programs = device.compile_programs(model, config.decode_block, self._sharding)
-        self._lanes = self._cache(model, config.lanes)
-        self._rows = self._cache(model, config.rows)
+        self._programs = device.compile_programs(model, config.decode_block, mesh)
+        self._lanes = self._cache(model, config.lanes, mesh)
+        self._rows = self._cache(model, config.rows, mesh)
         self._free_rows = list(range(config.rows))[::-1]
         self._resident: OrderedDict[int, KeptRow] = OrderedDict()  # by row, least recent first
 
-    def _cache(self, model: Decoder, rows: int) -> device.KVCache:
+    def _cache(self, model: Decoder, rows: int, mesh: Mesh) -> device.KVCache:
         init = jax.jit(
             lambda: device.init_cache(model.config, rows, self.max_length),
-            out_shardings=self._sharding,
+            out_shardings=device.cache_sharding(mesh),
         )
         return init()
 
@@ -148,10 +145,7 @@ class Engine:
         for i, chunk in enumerate(chunks):
             tokens[i, : len(chunk.tokens)] = chunk.tokens
             rows[i], offsets[i], lengths[i] = chunk.lane, chunk.offset, len(chunk.tokens)
-        with jax.set_mesh(self._mesh):
-            self._lanes = self._programs.prefill(
-                params, self._lanes, tokens, rows, offsets, lengths
-            )
+        self._lanes = self._programs.prefill(params, self._lanes, tokens, rows, offsets, lengths)
         self.counters.prefill_tokens += int(lengths.sum())
 
     def decode(
@@ -180,10 +174,9 @@ class Engine:
         for item in work:
             for name, array in lanes._asdict().items():
                 array[item.lane] = getattr(item, name)
-        with jax.set_mesh(self._mesh):
-            self._lanes, drawn = self._programs.decode(
-                params, self._lanes, lanes, step_key, np.int32(stop_token), np.int32(exit_below)
-            )
+        self._lanes, drawn = self._programs.decode(
+            params, self._lanes, lanes, step_key, np.int32(stop_token), np.int32(exit_below)
+        )
         drawn = jax.device_get(drawn)
         self.counters.decode_tokens += int(drawn.counts.sum())
         self.counters.decode_steps += int(drawn.steps)
@@ -234,8 +227,7 @@ class Engine:
         out_of_range = max(self.config.lanes, self.config.rows)
         to_rows = np.array([*to, *[out_of_range] * pad], np.int32)
         from_rows = np.array([*of, *[0] * pad], np.int32)
-        with jax.set_mesh(self._mesh):
-            return self._programs.fork(target, source, to_rows, from_rows)
+        return self._programs.fork(target, source, to_rows, from_rows)
 
     def _claim_row(self, kept: KeptRow, pinned: Sequence[KeptRow]) -> int:
         if not self._free_rows:
@@ -247,8 +239,7 @@ class Engine:
 
     def _swap_out(self, kept: KeptRow) -> None:
         assert kept.row is not None
-        with jax.set_mesh(self._mesh):
-            kept.content = jax.device_get(self._programs.read_row(self._rows, np.int32(kept.row)))
+        kept.content = jax.device_get(self._programs.read_row(self._rows, np.int32(kept.row)))
         del self._resident[kept.row]
         self._free_rows.append(kept.row)
         kept.row = None
@@ -260,8 +251,7 @@ class Engine:
             return
         content, kept.content = kept.content, None
         row = self._claim_row(kept, pinned)
-        with jax.set_mesh(self._mesh):
-            self._rows = self._programs.write_row(self._rows, np.int32(row), content)
+        self._rows = self._programs.write_row(self._rows, np.int32(row), content)
         self.counters.swaps_in += 1
 
     def warm_up(self, params: Params) -> None:

@@ -6,6 +6,7 @@ Everything here reads a hostile response in time linear in its length.
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import NamedTuple
 
 MAX_ANSWER = 200  # characters inside the box; a longer one is no answer
@@ -29,7 +30,7 @@ _QUANTITY = re.compile(
     rf"(?:[eE](?P<e>{_EXPONENT})|{_TIMES}10\^(?P<power>{_EXPONENT}))?"
     r"(?P<unit>(?![0-9.,]).*)"
 )
-_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\[,;:! ]|[\s$~{}]")
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\[,;:!$ ]|[\s$~{}]")
 _LETTER = re.compile(r"\(([A-Z])\)[.:]?|([A-Z])[).:]?")
 
 
@@ -68,6 +69,15 @@ def quantity(answer: str) -> Quantity | None:
     mantissa = match["mantissa"].replace(",", "")
     value = float(f"{mantissa}e{match['e'] or match['power'] or '0'}")
     return Quantity(value, match["unit"]) if math.isfinite(value) else None
+
+
+def number(answer: str) -> Decimal | None:
+    """A number alone, exactly: '18', '-1,234.50', '$18', '25 %'. None if it is anything else."""
+    match = _QUANTITY.fullmatch(plain(answer))
+    if match is None or not is_unit(match["unit"], "%"):
+        return None
+    value = Decimal(f"{match['mantissa'].replace(',', '')}e{match['e'] or match['power'] or '0'}")
+    return value if math.isfinite(value) else None
 
 
 def is_unit(found: str, expected: str) -> bool:

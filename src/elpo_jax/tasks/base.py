@@ -21,14 +21,14 @@ class Task:
       kind: the question type, for breakdowns.
       question: the user turn.
       answer: what the verifier needs (JSON-serialisable).
-      calls: tool calls that the suite's solver makes.
+      calls: tool calls that the suite's solver makes; None where it has none.
     """
 
     id: str
     kind: str
     question: str
     answer: Mapping[str, Any]
-    calls: int
+    calls: int | None
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,19 @@ class Suite(Protocol):
     @property
     def tools(self) -> Sequence[Tool]: ...
 
+    def size(self, split: str) -> int | None:
+        """How many tasks TRAIN or HELD_OUT has; None: one for any index >= 0."""
+        ...
+
     def task(self, split: str, index: int) -> Task:
-        """The `index`-th task of TRAIN or HELD_OUT; any index >= 0 is valid."""
+        """The `index`-th task of a split, from 0."""
         ...
 
     def demonstration(self, task: Task, detours: float = 0.0) -> list[Message]:
         """The solver's turns after the question: assistant (with its call), tool, ....
 
         `detours` is the share of its calls that a needless one comes before, where the suite has
-        such calls; the answer stays right.
+        such calls; the answer stays right. Only for a task with a solver.
         """
         ...
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elpo_jax.tasks.problems import Problem, Solver, calculate
 from elpo_jax.tasks.science.compounds import compounds
 from elpo_jax.tasks.science.elements import by_symbol
 from elpo_jax.tasks.science.formulas import Formula
-from elpo_jax.tasks.science.solving import Problem, Solver, calculate, weigh, with_unit
+from elpo_jax.tasks.science.solving import weigh, with_unit
 from elpo_jax.tools.calculator import format_number
 
 TOLERANCE = 0.01  # relative

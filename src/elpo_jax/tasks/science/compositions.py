@@ -5,10 +5,11 @@ from functools import cache
 
 import numpy as np
 
+from elpo_jax.tasks.problems import Problem, Solver, calculate
 from elpo_jax.tasks.science.compounds import compounds
 from elpo_jax.tasks.science.elements import by_symbol
 from elpo_jax.tasks.science.formulas import Formula
-from elpo_jax.tasks.science.solving import Problem, Solver, calculate, weigh
+from elpo_jax.tasks.science.solving import weigh
 
 KIND = "empirical_formula"
 _PHRASES = (

@@ -3,13 +3,12 @@
 Each belongs to one split, by a hash of its composition, so that no formula is in both.
 """
 
-import hashlib
 import json
 from functools import cache
 from importlib import resources
 from math import gcd
 
-from elpo_jax.tasks.base import HELD_OUT, TRAIN
+from elpo_jax.tasks.problems import split_of
 from elpo_jax.tasks.science.formulas import Formula, parse
 
 _CATIONS = {
@@ -28,14 +27,6 @@ _ANIONS = {
 }
 # Cations of charge 4 and more occur as oxides and halides, not as salts of oxoacids.
 _HIGH_CHARGE_ANIONS = frozenset({"F", "Cl", "Br", "I", "O", "S", "Se"})
-
-HELD_OUT_PERCENT = 25
-
-
-def split_of(key: str) -> str:
-    """TRAIN or HELD_OUT, by a stable hash of a subject's key."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return HELD_OUT if int.from_bytes(digest[:8]) % 100 < HELD_OUT_PERCENT else TRAIN
 
 
 @cache

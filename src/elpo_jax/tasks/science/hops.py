@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from elpo_jax.tasks.problems import Call, Problem, Solver, calculate, split_of
 from elpo_jax.tasks.science.amounts import TOLERANCE
-from elpo_jax.tasks.science.compounds import split_of
 from elpo_jax.tasks.science.elements import UNITS, Element, elements
-from elpo_jax.tasks.science.solving import Call, Problem, Solver, calculate, look_up, with_unit
+from elpo_jax.tasks.science.solving import look_up, with_unit
 
 COMPARISON = "comparison"
 MULTI_HOP = "multi_hop"

@@ -1,0 +1,59 @@
+"""ELPO on the math suite, with a policy of a million parameters on a laptop's CPU.
+
+    python -m elpo_jax.train --config experiments/math.py --workdir runs/math
+
+A cold start on 16,000 demonstrations, three tenths of whose calls come after a needless one, then
+ELPO on 16 questions a step with 16 rollouts each, where every needless call is one too many.
+`--config.algorithm=grpo` is the baseline at the same budget.
+
+    python -m elpo_jax.train --config experiments/math.py:gsm8k --workdir runs/gsm8k \\
+      --config.data.train=train.jsonl --config.data.eval=test.jsonl
+
+takes the questions from GSM8K's files, and the cold start from their worked solutions. Episodes are
+long enough for most of these questions. The small policy can't be expected to solve them.
+"""
+
+from ml_collections import ConfigDict
+
+from elpo_jax.config import default_config
+from elpo_jax.errors import unknown_name
+
+VARIANTS = ("", "gsm8k")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(unknown_name("variant", variant, VARIANTS))
+    config = default_config()
+    config.suite.name = "math"
+    config.policy.scan_unroll = config.policy.num_layers
+    config.sft.steps = 1000
+    config.sft.detours = 0.3
+    config.sft.batch = 16
+    config.sft.optimizer.learning_rate = 3e-3
+    config.sft.optimizer.warmup_steps = 20
+    config.episode.max_length = 256
+    config.episode.max_turn_tokens = 96
+    config.episode.spare_calls = 0
+    config.sampler.lanes = 32
+    config.train.length_buckets = (128, 192, 256)
+    config.train.micro_batch_rows = 8
+    config.train.steps = 24
+    config.train.batch_prompts = 16
+    config.train.mini_batch_prompts = 4
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.schedule = "linear"
+    config.eval.every = 8
+    if variant == "gsm8k":
+        config.sft.steps = 200
+        config.sft.detours = 0.0
+        config.episode.spare_calls = None
+        config.episode.max_calls = 8
+        config.episode.max_turns = 9
+        config.episode.max_length = 640
+        config.train.length_buckets = (384, 512, 640)
+        config.train.micro_batch_rows = 4
+        config.train.steps = 4
+        config.eval.tasks = 64
+        config.eval.every = 0
+    return config

@@ -1,0 +1,82 @@
+"""Which tasks a run takes, and in which order: Grain's iterator, whose state a checkpoint holds.
+
+The tasks of a finite split come in a new order of the seed each epoch; those of an endless one from
+index 0 up. What is random about a task's rollouts depends on its draw, not on the task.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+
+from elpo_jax.errors import UsageError
+from elpo_jax.rollout.episode import Environment
+from elpo_jax.tasks.base import TRAIN, Suite, Task
+from elpo_jax.tasks.files import KEYS
+
+
+def shuffled(indices: Sequence[int], seed: int) -> Any:
+    """A Grain dataset: the indices again and again, in another order of the seed each time."""
+    return grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
+
+
+def fitting(
+    suite: Suite, environment: Environment, split: str, max_length: int
+) -> Sequence[int] | None:
+    """The indices of a finite split whose prompts have fewer tokens than an episode may have.
+
+    None for an endless split, whose prompts are the suite's to keep short.
+
+    Raises:
+      UsageError: there is none.
+    """
+    size = suite.size(split)
+    if size is None:
+        return None
+    lengths = [len(environment.prompt_ids(suite.task(split, index))) for index in range(size)]
+    chosen = [index for index, length in enumerate(lengths) if length < max_length]
+    if not chosen:
+        raise UsageError(
+            [
+                f"episode.max_length: expected more than {min(lengths)}, the tokens of the "
+                f"shortest prompt of {KEYS[split]}, got {max_length}"
+            ]
+        )
+    return chosen
+
+
+class TrainingTasks:
+    """The tasks of the training split, one after another without end.
+
+    Args:
+      suite: makes the tasks.
+      indices: of a finite split, the tasks to take; None for an endless one.
+      seed: of the order.
+    """
+
+    def __init__(self, suite: Suite, indices: Sequence[int] | None, seed: int):
+        self._suite = suite
+        dataset = (
+            grain.MapDataset.range(sys.maxsize) if indices is None else shuffled(indices, seed)
+        )
+        # Without threads: an index costs nothing to compute ahead.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        self._iterator = iter(dataset.to_iter_dataset(options))
+        self._draws = 0
+
+    def take(self, count: int) -> list[tuple[int, Task]]:
+        """The next (draw, task) pairs; draws count from 0."""
+        first = self._draws
+        self._draws += count
+        indices = [next(self._iterator) for _ in range(count)]
+        return [(first + i, self._suite.task(TRAIN, index)) for i, index in enumerate(indices)]
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON gives it back unchanged."""
+        return {"draws": self._draws, "iterator": self._iterator.get_state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of an iterator over the same tasks with the same seed."""
+        self._draws = state["draws"]
+        self._iterator.set_state(dict(state["iterator"]))

@@ -1,0 +1,276 @@
+"""Whole runs on question files, and on a suite that only the registry knows."""
+
+import io
+import json
+import re
+import signal
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from elpo_jax import tasks
+from elpo_jax.cli import parse
+from elpo_jax.components import build
+from elpo_jax.errors import UsageError
+from elpo_jax.evaluate import main as evaluate
+from elpo_jax.interrupt import Interrupted
+from elpo_jax.metrics import deterministic, read
+from elpo_jax.progress import Display
+from elpo_jax.tasks.base import Verdict
+from elpo_jax.tasks.problems import Problem, ProblemSuite, calculate, split_of
+from elpo_jax.tools.calculator import Calculator
+from elpo_jax.train import main as train_main
+from elpo_jax.training import train
+from elpo_jax.workdir import WorkDir
+
+STEPS = 4
+# The smallest policy and programs that go through everything.
+TINY = {
+    "policy.d_model": 32,
+    "policy.num_layers": 1,
+    "policy.head_dim": 8,
+    "policy.num_heads": 2,
+    "policy.num_kv_heads": 1,
+    "policy.mlp_dim": 32,
+    "policy.scan_unroll": 1,
+    "sampler.lanes": 8,
+    "sampler.rows": 8,
+    "sampler.prefill_rows": 4,
+    "sampler.prefill_chunks": "64",
+    "sampler.fork_rows": 4,
+    "episode.max_length": 256,
+    "episode.max_turn_tokens": 24,
+    "rollout.budget": 4,
+    "sft.steps": 3,
+    "sft.batch": 4,
+    "sft.optimizer.warmup_steps": 0,
+    "sft.optimizer.learning_rate": 3e-3,
+    "optimizer.learning_rate": 3e-4,
+    "optimizer.schedule": "constant",
+    "train.steps": STEPS,
+    "train.batch_prompts": 2,
+    "train.mini_batch_prompts": 2,
+    "train.micro_batch_rows": 8,
+    "train.length_buckets": "256",
+    "train.save_trees": 2,
+    "eval.tasks": 8,
+    "eval.every": 0,
+    "checkpoint.every": 1,
+}
+
+
+def flags(experiment, **settings):
+    return ["prog", "--config", experiment, *(f"--config.{k}={v}" for k, v in settings.items())]
+
+
+class Interrupts:
+    """Asks the run to end once the metrics have so many rows."""
+
+    def __init__(self, metrics=None, rows=0):
+        self.metrics, self.rows = metrics, rows
+
+    def check(self):
+        if self.metrics and self.metrics.exists() and len(read(self.metrics)) >= self.rows:
+            raise Interrupted(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Kept on the disk, since the runs below compile the same ones."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()  # it looks at the settings once
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+# --- Question files ------------------------------------------------------------------------------
+
+
+def gsm8k_row(a, b):
+    """A row in GSM8K's manner."""
+    answer = f"There are {a}*{b}=<<{a}*{b}={a * b}>>{a * b} pens.\n#### {a * b}"
+    return json.dumps({"question": f"{a} cans of {b} pens. How many pens?", "answer": answer})
+
+
+TRAIN_ROWS = [
+    *(gsm8k_row(a, 7) for a in range(2, 7)),
+    '{"question": "How many?"}',
+    json.dumps({"question": "pens " * 100, "answer": "#### 1"}),
+    json.dumps({"question": "7 cans of 8 pens. How many pens?", "answer": "#### 56"}),
+]
+HELD_OUT_ROWS = [
+    *(gsm8k_row(a, 9) for a in range(2, 5)),
+    json.dumps({"question": "A can of 5 pens. How many pens?", "answer": "#### 5"}),
+]
+
+
+class World:
+    """Two question files and a cache, and runs on them."""
+
+    def __init__(self, folder):
+        self.train, self.held_out = folder / "train.jsonl", folder / "held_out.jsonl"
+        self.train.write_text("\n".join(TRAIN_ROWS))
+        self.held_out.write_text("\n".join(HELD_OUT_ROWS))
+        data = {"data.train": self.train, "data.eval": self.held_out}
+        self.settings = TINY | data | {"sft.cache_dir": folder / "cache"}
+
+    def run(self, path, interrupts=None, **changes):
+        """What a run says."""
+        config, _ = parse(flags("experiments/math.py", **self.settings | changes), [])
+        output = io.StringIO()
+        with Display(Console(file=output, width=200)) as display:
+            try:
+                train(build(config), WorkDir(path), display, interrupts or Interrupts())
+            except Interrupted:
+                assert interrupts
+        return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    """(folder, output) of a run on the files."""
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    return path, world.run(path)
+
+
+def asked(path):
+    """The questions of each step's trees."""
+    files = sorted((path / "trees").glob("step_*.json"))
+    return [[tree["task"]["question"] for tree in json.loads(f.read_text())] for f in files]
+
+
+def test_a_run_on_files_goes_from_reading_to_evaluation(world, undisturbed):
+    path, output = undisturbed
+    for line in (
+        f"{world.train}:6: answer: expected this field, got 'question'",
+        f"data.train: {world.train}: questions: 7, bad rows: 1",
+        f"data.eval: {world.held_out}: questions: 4, bad rows: 0",
+        "data.train: left out, too long for episode.max_length=256: 1",
+        "data.eval: fewer than eval.tasks=8: 4",
+    ):
+        assert line in output.splitlines()
+    rows = read(path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert rows[0]["sft/loss"] > 0
+    assert [row["eval/tasks"] for row in rows if "eval/tasks" in row] == [4, 4]
+    assert rows[-1]["eval/trials/gsm8k"] == 4
+    assert rows[-1]["eval/trials_by_calls/1"] == 3  # one has no worked solution
+    assert "gsm8k" in (path / "report.html").read_text()
+    assert {row["policy/grad_norm"] >= 0 for row in rows[1:]} == {True}
+
+
+def test_an_epoch_has_every_question_that_fits_once(undisturbed):
+    questions = [question for step in asked(undisturbed[0]) for question in step]
+    assert len(questions) == 2 * STEPS  # an epoch has 6
+    expected = [json.loads(TRAIN_ROWS[i])["question"] for i in (0, 1, 2, 3, 4, 7)]
+    assert sorted(questions[:6]) == sorted(expected)
+    assert questions[:6] != expected
+
+
+def test_an_interrupted_run_goes_on_with_the_same_questions_of_the_same_files(
+    world, undisturbed, tmp_path
+):
+    path = tmp_path / "run"
+    metrics = path / "metrics.jsonl"
+    assert "saved step 2" in world.run(path, Interrupts(metrics, rows=3))
+    before = metrics.read_bytes()
+    for key, file in (("data.train", world.train), ("data.eval", world.held_out)):
+        content = file.read_text()
+        file.write_text(content + "\n" + gsm8k_row(9, 9))
+        with pytest.raises(UsageError) as caught:
+            world.run(path)
+        file.write_text(content)
+        (line,) = caught.value.problems
+        assert line.startswith(f"{key}: {file} is not the file that the run in {path} began with;")
+    assert metrics.read_bytes() == before
+    assert "going on after step 2" in world.run(path)
+    assert asked(path) == asked(undisturbed[0])
+    expected = read(undisturbed[0] / "metrics.jsonl")
+    assert list(map(deterministic, read(metrics))) == list(map(deterministic, expected))
+
+
+def test_a_checkpoint_is_evaluated_on_the_file(world, undisturbed, tmp_path, capsys):
+    output = tmp_path / "evaluation.json"
+    argv = flags("experiments/math.py", **world.settings)
+    evaluate([*argv, "--checkpoint", str(undisturbed[0]), "--output", str(output)])
+    found = json.loads(output.read_text())
+    assert (found["tasks"], found["step"]) == (4, STEPS)
+    assert found["kinds"]["gsm8k"]["trials"] == 4
+    assert "data.eval: fewer than eval.tasks=8: 4" in capsys.readouterr().out
+
+
+def test_the_cold_start_needs_worked_solutions(world, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"question": "How many?", "answer": "#### 1"}))
+    with pytest.raises(UsageError) as caught:
+        world.run(tmp_path / "run", **{"data.train": file})
+    (line,) = caught.value.problems
+    assert line.startswith("sft.steps: expected 0, since no question of data.train has a worked")
+
+
+# --- A further suite -----------------------------------------------------------------------------
+
+
+class DoublingSuite(ProblemSuite):
+    """All that a suite needs."""
+
+    name = "doubling"
+    system_prompt = "Use the tools."
+
+    def __init__(self):
+        super().__init__([Calculator()])
+
+    def problem(self, split, index):
+        rng = self.rng(split, index)
+        while True:
+            number = str(rng.integers(10, 10_000))
+            if split_of(number) == split:
+                break
+
+        def solve():
+            return (yield from calculate(f"2*{number}"))
+
+        return Problem("double", number, f"Double {number}.", {"value": 2 * int(number)}, solve)
+
+    def detour(self, call):
+        return None
+
+    def verify(self, task, response):
+        return Verdict(response == f"\\boxed{{{task.answer['value']}}}", response)
+
+
+def test_a_suite_is_one_file_one_experiment_and_a_line_of_the_registry(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(tasks.SUITES, "doubling", lambda config, questions: DoublingSuite())
+    experiment = tmp_path / "doubling.py"
+    experiment.write_text(
+        "from elpo_jax.config import default_config\n\n\n"
+        "def get_config(variant=''):\n"
+        "    config = default_config()\n"
+        "    config.suite.name = 'doubling'\n"
+        "    return config\n"
+    )
+    settings = TINY | {"train.steps": 1, "sft.cache_dir": tmp_path / "cache"}
+    train_main([*flags(str(experiment), **settings), "--workdir", str(tmp_path / "run")])
+    rows = read(tmp_path / "run" / "metrics.jsonl")
+    assert [row["eval/tasks"] for row in rows] == [8, 8]
+    assert "eval/success/double" in rows[1]
+    (questions,) = asked(tmp_path / "run")
+    assert all(re.fullmatch(r"Double \d+\.", question) for question in questions)
+    assert "double" in capsys.readouterr().out
