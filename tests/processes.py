@@ -104,9 +104,10 @@ runpy.run_module("elpo_jax.train", run_name="__main__", alter_sys=True)
 """
 
 
-def command(settings, workdir):
+def command(settings, workdir, prelude=""):
+    """`prelude` is code that runs first."""
     return [
-        *(sys.executable, "-c", ANNOUNCING, "--config", "experiments/sci.py"),
+        *(sys.executable, "-c", prelude + ANNOUNCING, "--config", "experiments/sci.py"),
         *("--workdir", str(workdir)),
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
@@ -145,10 +146,10 @@ def has_begun(workdir, phase):
     return file.exists() and f"{phase}\n" in file.read_text()
 
 
-def start(settings, workdir, compiled):
+def start(settings, workdir, compiled, prelude=""):
     phases(workdir).unlink(missing_ok=True)
     return subprocess.Popen(
-        command(settings, workdir),
+        command(settings, workdir, prelude),
         cwd=ROOT,
         env=environment(compiled, PHASES=str(phases(workdir))),
         stdout=subprocess.PIPE,

@@ -17,6 +17,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 import processes
 import pytest
 from processes import TINY, assert_same, checkpoints, finish, has_begun, outcome, wait_for
@@ -24,6 +26,7 @@ from rich.console import Console
 
 from elpo_jax import cli, replay
 from elpo_jax.checkpoint import Checkpoints, load, parts_of
+from elpo_jax.cold_start import cache_folder, cold_start
 from elpo_jax.components import build
 from elpo_jax.config import from_dict
 from elpo_jax.errors import RunFault, UsageError
@@ -335,6 +338,48 @@ def test_a_damaged_line_of_metrics(components, workdir):
     file.write_text("".join([first, *rest[:-1], rest[-1][:-9]]))  # the last one torn
     output = run(components, workdir)
     assert f"warning: {file}: its rows end with step 3, checkpoint 4 is used" in output
+
+
+# The cache of cold starts.
+
+
+def cold_started(components, partial):
+    """(warnings, parameters) of a cold start."""
+    warnings = []
+    params, metrics = cold_start(components, lambda *_: None, partial, warnings.append)
+    assert metrics["sft/loss"] > 0
+    return warnings, params
+
+
+def with_cache(components, folder):
+    config = components.config
+    return replace(components, config=replace(config, sft=replace(config.sft, cache_dir=folder)))
+
+
+def test_a_broken_cache_entry_is_made_anew(components, shared, tmp_path):
+    shutil.copytree(shared / "cold", tmp_path / "cold")
+    cached = with_cache(components, str(tmp_path / "cold"))
+    folder = cache_folder(cached)
+    warnings, expected = cold_started(cached, tmp_path / "partial")
+    assert not warnings
+    garble(folder / "checkpoints" / "0")
+    warnings, again = cold_started(cached, tmp_path / "partial")
+    (line,) = warnings
+    assert line.startswith(f"warning: {folder}/checkpoints/0: params/")
+    assert line.endswith("; the cold start is made anew")
+    jax.tree.map(np.testing.assert_array_equal, expected, again)
+    assert cold_started(cached, tmp_path / "partial")[0] == []
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(components, tmp_path):
+    (tmp_path / "cold").write_text("a file in its place")
+    cached = with_cache(components, str(tmp_path / "cold"))
+    warnings, _ = cold_started(cached, tmp_path / "partial")
+    (line,) = warnings
+    assert line.startswith("warning: the cold start isn't cached: ")
+    assert line.endswith(": Not a directory")
+    assert not (tmp_path / "partial").exists()
 
 
 # Numbers that aren't finite.

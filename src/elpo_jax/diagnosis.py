@@ -41,14 +41,14 @@ class Replay:
     """The learner of a dumped fault.
 
     Raises:
-      ValueError: the devices don't make up the mesh of the dump's config.
+      UsageError: the devices don't make up the mesh of the dump's config.
     """
 
     def __init__(self, fault: Fault):
         config = fault.config
         self.fault = fault
         self.mesh = make_mesh(config.mesh)
-        self.model = Decoder(config.policy, fault.vocab_size)
+        self.model = Decoder(config.policy, fault.vocab_size, self.mesh)
         make = make_supervised_learner if fault.kind == SUPERVISED else make_learner
         self.learner: Learner | SupervisedLearner = make(config, self.model, self.mesh)
         self._log_probs = make_log_probs(
