@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from elpo_jax.metrics import deterministic, read
 
@@ -57,17 +60,18 @@ TINY = {
     "sampler.prefill_rows": 8,
     "sampler.prefill_chunks": "32",
     "sampler.fork_rows": 8,
-    "episode.max_length": 192,
+    "episode.max_length": 208,
     "episode.max_turn_tokens": 16,
     "rollout.budget": 4,
     "sft.steps": 20,
+    "sft.detours": 0.0,
     "sft.batch": 4,
     "sft.optimizer.warmup_steps": 0,
     "train.steps": 4,
     "train.batch_prompts": 2,
     "train.mini_batch_prompts": 1,
     "train.micro_batch_rows": 4,
-    "train.length_buckets": "192",
+    "train.length_buckets": "208",
     "train.logprob_chunk": 64,
     "eval.tasks": 4,
     "eval.every": 2,
@@ -100,9 +104,10 @@ runpy.run_module("elpo_jax.train", run_name="__main__", alter_sys=True)
 """
 
 
-def command(settings, workdir):
+def command(settings, workdir, prelude=""):
+    """`prelude` is code that runs first."""
     return [
-        *(sys.executable, "-c", ANNOUNCING, "--config", "experiments/sci.py"),
+        *(sys.executable, "-c", prelude + ANNOUNCING, "--config", "experiments/sci.py"),
         *("--workdir", str(workdir)),
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
@@ -120,6 +125,17 @@ def environment(compiled, **more):
     }
 
 
+@contextmanager
+def kept_programs(folder):
+    """What this process compiles is kept there, and read from there."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
 def phases(workdir):
     """A file with a line for each phase that the newest process has begun."""
     return workdir.with_suffix(".phases")
@@ -130,10 +146,10 @@ def has_begun(workdir, phase):
     return file.exists() and f"{phase}\n" in file.read_text()
 
 
-def start(settings, workdir, compiled):
+def start(settings, workdir, compiled, prelude=""):
     phases(workdir).unlink(missing_ok=True)
     return subprocess.Popen(
-        command(settings, workdir),
+        command(settings, workdir, prelude),
         cwd=ROOT,
         env=environment(compiled, PHASES=str(phases(workdir))),
         stdout=subprocess.PIPE,
@@ -186,23 +202,21 @@ def outcome(workdir):
 def arrays_of(workdir):
     script = (
         "import sys, jax, numpy as np, orbax.checkpoint as ocp\n"
-        "tree = ocp.StandardCheckpointer().restore(sys.argv[1])\n"
+        "reader = ocp.StandardCheckpointer()\n"
+        "tree = {p: reader.restore(f'{sys.argv[1]}/{p}') for p in ('params', 'optimizer')}\n"
         "leaves = jax.tree_util.tree_leaves_with_path(tree)\n"
         "np.savez(sys.argv[2], **{jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves})\n"
     )
     newest = max((workdir / "checkpoints").iterdir(), key=lambda f: int(f.name))
-    arrays = {}
-    for part in ("params", "optimizer"):
-        file = workdir / f"{part}.npz"
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script, str(newest / part), str(file)],
-            check=True,
-            capture_output=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-        with np.load(file) as content:
-            arrays |= {f"{part}{name}": content[name] for name in content.files}
-    return arrays
+    file = workdir.with_suffix(".npz")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(newest), str(file)],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    with np.load(file) as content:
+        return dict(content)
 
 
 def assert_same(one, other):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from elpo_jax import faults
 from elpo_jax.config import Config, OptimizerConfig, PolicyConfig, TrainConfig
@@ -41,12 +41,8 @@ MESH = make_mesh(CONFIG.mesh)
 @pytest.fixture(scope="module", autouse=True)
 def kept_programs(tmp_path_factory):
     """A replay compiles what the learner has compiled."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    with processes.kept_programs(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A run that is killed at any moment and taken up again ends as one that was left alone."""
 
 import json
+import re
 import signal
 import time
 
@@ -18,14 +19,16 @@ from processes import (
     wait_for,
 )
 
+from elpo_jax import replay
+from elpo_jax.errors import RunFault
 from elpo_jax.metrics import TABLE, read
 
 STEPS = LEARNING["train.steps"]
 
 
-def start(workdir, cache, **changes):
+def start(workdir, cache, prelude="", **changes):
     settings = LEARNING | {"sft.cache_dir": cache} | changes
-    return processes.start(settings, workdir, compiled=cache / "compiled")
+    return processes.start(settings, workdir, cache / "compiled", prelude)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +133,69 @@ def test_config_json_is_what_was_run(cache, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert json.loads((workdir / "config.json").read_text())["seed"] == 5
+
+
+# A tool that breaks on an eighth of its calls, or on all; what `does` is filled in.
+BREAKING = """
+import threading, zlib
+from elpo_jax.tools.lookup import Lookup
+
+answer = Lookup.call
+
+def call(self, state, arguments):
+    if zlib.crc32(str(sorted(arguments.items())).encode()) % {share} == 0:
+        {does}
+    return answer(self, state, arguments)
+
+Lookup.call = call
+"""
+
+
+@pytest.mark.slow
+def test_tools_that_break_cost_rollouts_and_not_the_run(cache, tmp_path):
+    """However they break, the rollouts that are left are the same."""
+    outcomes = []
+    for does in ("raise SystemExit('no table')", "return state, 42"):
+        workdir = tmp_path / f"run {len(outcomes)}"
+        process = start(workdir, cache, BREAKING.format(share=8, does=does), **{"train.steps": 2})
+        output = finish(process)
+        assert re.search(r"warning: step 1: \d+ rollouts and \d+ tasks dropped, the last", output)
+        assert re.search(r"warning: evaluation: \d+ of 16 tasks dropped", output)
+        assert all(row["episode/drops"] > 0 for row in read(workdir / "metrics.jsonl")[1:])
+        outcomes.append(outcome(workdir))
+    assert_same(*outcomes)
+
+
+@pytest.mark.slow
+def test_tools_that_hang_end_the_run_in_a_line_and_once_mended_it_goes_on(
+    undisturbed, cache, tmp_path
+):
+    workdir = tmp_path / "run"
+    seconds = {"episode.tool_seconds": 2.0}
+    hanging = BREAKING.format(share=1, does="threading.Event().wait()")
+    output = finish(start(workdir, cache, hanging, **seconds), status=3)
+    last = output.splitlines()[-1]
+    assert re.match(
+        r"error: tools: \d+ calls run on after episode.tool_seconds=2 and hold a ", last
+    )
+    assert "Traceback" not in output
+    finish(start(workdir, cache, **seconds))
+    assert_same(undisturbed, outcome(workdir))
+
+
+@pytest.mark.slow
+def test_an_absurd_learning_rate_stops_in_the_first_step(cache, tmp_path):
+    """The first update is finite and ruins the policy; the second isn't, and nothing is saved."""
+    workdir = tmp_path / "run"
+    absurd = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}
+    last = finish(start(workdir, cache, **absurd), status=3).splitlines()[-1]
+    assert last.startswith(f"error: {workdir}: step 1: update 1: not finite: ")
+    assert "; saved step 0; " in last
+    assert checkpoints(workdir) == {"0"}
+    assert rows(workdir) == 1
+    dump = workdir / "faults" / "step_000001"
+    found = json.loads((dump / "fault.json").read_text())
+    assert found["where"] == {"epoch": 0, "mini_batch": 1}
+    assert len(found["tasks"]) == LEARNING["train.mini_batch_prompts"]
+    with pytest.raises(RunFault, match="reproduced; the first is among the "):
+        replay.main(["replay", "--dump", str(dump)])

@@ -41,7 +41,7 @@ class Replay:
     """The learner of a dumped fault.
 
     Raises:
-      ValueError: the devices don't make up the mesh of the dump's config.
+      UsageError: the devices don't make up the mesh of the dump's config.
     """
 
     def __init__(self, fault: Fault):

@@ -14,9 +14,10 @@ from elpo_jax.checkpoint import load
 from elpo_jax.cli import Option, parse, run
 from elpo_jax.components import build
 from elpo_jax.config import Config, to_dict
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.evaluation import evaluate, held_out_tasks, report
 from elpo_jax.progress import Display, share
+from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks import SUITES
 from elpo_jax.workdir import write_json
 
@@ -40,12 +41,16 @@ def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) 
     for line in components.notes:
         display.note(line)
     restored = load(checkpoint, {"params": components.init_params()})
-    trees = evaluate(
-        components,
-        components.make_scheduler(),
-        restored.parts["params"],
-        held_out_tasks(components),
-    )
+    try:
+        trees = evaluate(
+            components,
+            components.make_scheduler(),
+            restored.parts["params"],
+            held_out_tasks(components),
+            warn=display.note,
+        )
+    except NonFiniteSampleError as error:
+        raise RunFault([f"{checkpoint}, step {restored.step}: {error}"]) from error
     found = report(trees, config.seed)
     write_json(output, {"step": restored.step, "config": to_dict(config), **found})
     for kind, count in found["kinds"].items():

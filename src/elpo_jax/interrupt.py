@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: finish cleanly at the next safe point, at once when asked twice."""
 
+import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,7 +22,8 @@ class Interrupted(Exception):
 class Interrupts:
     """While entered, turns the first signal into an `Interrupted` at the next `check`.
 
-    A second signal acts as it does by default. Must be entered on the main thread.
+    It says so at once, since compiling or an evaluation may take a while. A second signal acts as
+    it does by default. Must be entered on the main thread.
     """
 
     def __init__(self) -> None:
@@ -48,5 +51,8 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._received = number
+        name = signal.Signals(number).name
+        with suppress(OSError):  # not `print`, which may be what the signal interrupts
+            os.write(2, f"{name}: stopping as soon as nothing is lost; again: at once\n".encode())
         for each, handler in self._previous.items():
             signal.signal(each, handler)

@@ -61,11 +61,14 @@ def train(
 
 def _standing(folder: WorkDir) -> str:
     """What a run that ends now can go on from."""
-    step = newest_step(folder.checkpoints)
+    try:
+        step = newest_step(folder.checkpoints)
+        updates = max((newest_step(each) or 0 for each in folder.cold_start.glob("*")), default=0)
+    except OSError:
+        return "what is saved can't be read"
     if step is not None:
         return f"saved step {step}"
-    updates = max((newest_step(each) or 0 for each in folder.cold_start.glob("*")), default=0)
-    return f"saved update {updates} of the cold start" if updates else "nothing is saved yet"
+    return f"saved update {updates} of the cold start" if updates else "no checkpoint yet"
 
 
 def _claim(components: Components, folder: WorkDir) -> None:

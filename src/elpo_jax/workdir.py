@@ -69,12 +69,12 @@ class WorkDir:
         Raises:
           UsageError: the folder holds something else than a run, which might be overwritten.
         """
-        if not self.path.is_dir() or self.config.exists():
-            return
         try:
+            if not self.path.is_dir() or self.config.exists():
+                return
             others = {entry.name for entry in self.path.iterdir()} - _BEFORE_CONFIG
         except OSError as error:
-            raise UsageError([f"{self.path}: expected a run's folder: {error.strerror}"]) from None
+            raise UsageError([self._unusable(error)]) from None
         if others:
             expected = "expected an empty folder or a run's, with a config.json"
             raise UsageError(
@@ -92,8 +92,7 @@ class WorkDir:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            words = f"expected a folder to write, got: {error.strerror}"
-            raise UsageError([f"{self.path}: {words}"]) from None
+            raise UsageError([self._unusable(error)]) from None
         try:
             try:
                 # A POSIX lock, unlike flock, isn't inherited by children that outlive the process.
@@ -106,6 +105,9 @@ class WorkDir:
             yield
         finally:
             os.close(file)
+
+    def _unusable(self, error: OSError) -> str:
+        return f"{self.path}: expected a folder to write, got: {error.strerror}"
 
 
 @contextmanager

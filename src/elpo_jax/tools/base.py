@@ -2,6 +2,11 @@
 
 `call(state, arguments) -> (state, observation)` never mutates `state`, so a branch of the
 rollout tree goes on from any earlier point by reusing the state that was current there.
+
+Tools run on threads of the training process, several at once. What a tool raises, and what it
+returns in place of an observation, counts as its failure, as does a call that takes longer than
+`episode.tool_seconds`: the rollout is replaced, never scored. A tool that may crash the process, or
+whose runaway calls have to be killed, runs its work in a process of its own.
 """
 
 from collections.abc import Mapping

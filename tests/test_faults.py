@@ -1,0 +1,485 @@
+"""Each fault ends in one line, loses nothing, and once it is mended the same command goes on.
+
+What the disk does is done for real: a full tmpfs and a read-only mount, in a mount namespace of the
+test's own (`unshare`, util-linux).
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import processes
+import pytest
+from processes import TINY, assert_same, checkpoints, finish, has_begun, outcome, wait_for
+from rich.console import Console
+
+from elpo_jax import cli, replay
+from elpo_jax.checkpoint import Checkpoints, load, parts_of
+from elpo_jax.cold_start import cache_folder, cold_start
+from elpo_jax.components import build
+from elpo_jax.config import from_dict
+from elpo_jax.errors import RunFault, UsageError
+from elpo_jax.interrupt import Interrupts
+from elpo_jax.progress import Display
+from elpo_jax.trainer import make_learner
+from elpo_jax.training import train
+from elpo_jax.workdir import WorkDir
+
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+def can_mount():
+    probe = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    try:
+        return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="may not mount, even in a namespace")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Compiled programs and cold starts."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def start(shared):
+    def start(workdir, **changes):
+        settings = TINY | {"sft.cache_dir": shared / "cold"} | changes
+        return processes.start(settings, workdir, compiled=shared / "compiled")
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, start):
+    """A folder of an undisturbed run; to be copied."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished):
+    return outcome(finished)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of the undisturbed run's folder."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def error_line(output):
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    assert "Traceback" not in output
+    assert output.rstrip().endswith(lines[0])
+    return lines[0]
+
+
+# A disk without room.
+
+SMALL_DISK = """
+size=$1 disk=$2 kept=$3; shift 3
+mount -t tmpfs -o size=$size tmpfs $disk || exit 99
+"$@" > $kept/first 2>&1; echo $? >> $kept/first
+mount -o remount,size=64m $disk
+"$@" > $kept/second 2>&1; echo $? >> $kept/second
+cp -r $disk/run $kept/run
+"""
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    ("size", "met_by", "saved"),
+    [
+        ("750k", "/run/", "saved step "),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("4k", "/run/config.json", "no checkpoint yet"),
+                ("8k", "/run/trees/", "no checkpoint yet"),
+                ("60k", "/run/cold_start/", "no checkpoint yet"),
+                ("400k", "/run/checkpoints/", "no checkpoint yet"),
+            )
+        ),
+    ],
+)
+def test_a_full_disk(undisturbed, shared, tmp_path, size, met_by, saved):
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    settings = TINY | {"sft.cache_dir": shared / ("other" if "cold" in met_by else "cold")}
+    command = processes.command(settings, disk / "run")
+    subprocess.run(
+        [*NAMESPACE, "bash", "-c", SMALL_DISK, "bash", size, str(disk), str(kept), *command],
+        cwd=processes.ROOT,
+        env=processes.environment(shared / "compiled", PHASES=str(tmp_path / "phases")),
+        check=True,
+    )
+    *lines, status = (kept / "first").read_text().splitlines()
+    assert status == "3"
+    line = error_line("\n".join(lines))
+    assert met_by in line
+    assert "No space left on device" in line
+    assert f"; {saved}" in line
+    assert line.endswith("; once that is mended the same command goes on")
+    assert (kept / "second").read_text().splitlines()[-1] == "0", (kept / "second").read_text()
+    assert_same(undisturbed, outcome(kept / "run"))
+
+
+# Folders.
+
+
+@pytest.fixture(scope="module")
+def components(finished, shared):
+    with processes.kept_programs(shared / "compiled"):
+        yield build(from_dict(json.loads((finished / "config.json").read_text())))
+
+
+def run(components, folder):
+    """Trains in this process; returns what it shows."""
+    shown = io.StringIO()
+    with Display(Console(file=shown, width=500)) as display:
+        train(components, WorkDir(folder), display, Interrupts())
+    return shown.getvalue()
+
+
+def stopped(components, folder, error=UsageError):
+    """The lines that `train` ends with."""
+    with pytest.raises(error) as caught:
+        run(components, folder)
+    return list(caught.value.problems)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_foreign_folder_is_left_alone(components, tmp_path):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("It was")
+    lines = stopped(components, folder)
+    assert lines == [
+        f"{folder}: expected an empty folder or a run's, with a config.json, found 'chapter.tex'; "
+        "give another --workdir"
+    ]
+    (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    lines = stopped(components, folder)
+    assert lines == [
+        f"{folder}/config.json: expected a run's settings, got something else; "
+        "give another --workdir for a new run"
+    ]
+    assert sorted(os.listdir(folder)) == ["chapter.tex", "config.json"]
+
+
+def test_a_file_in_place_of_the_folder(components, tmp_path):
+    (tmp_path / "run").write_text("")
+    lines = stopped(components, tmp_path / "run")
+    assert lines == [f"{tmp_path}/run: expected a folder to write, got: File exists"]
+
+
+@pytest.fixture
+def private():
+    """A folder that others may enter, outside of pytest's own."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield Path(place)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o555])
+def test_a_folder_that_may_not_be_written(components, private, mode):
+    folder = private / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+    user = os.geteuid()
+    try:
+        if user == 0:  # may write everywhere, so it becomes somebody else
+            os.seteuid(65534)
+        for path in (folder, folder / "deeper"):
+            lines = stopped(components, path)
+            assert lines == [f"{path}: expected a folder to write, got: Permission denied"]
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+READ_ONLY = """
+mount --bind $1 $1 && mount -o remount,ro,bind $1 || exit 99
+shift; exec "$@"
+"""
+
+
+@needs_mounts
+def test_a_read_only_file_system(workdir, shared, tmp_path):
+    command = processes.command(TINY | {"sft.cache_dir": shared / "cold"}, workdir)
+    ended = subprocess.run(
+        [*NAMESPACE, "bash", "-c", READ_ONLY, "bash", str(workdir), *command],
+        cwd=processes.ROOT,
+        env=processes.environment(shared / "compiled", PHASES=str(tmp_path / "phases")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"error: {workdir}: expected a folder to write, got: Read-only file system\n"
+    )
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda there: there.update(seed=9),
+            "seed: the run there has 9, got 0; give the old value",
+        ),
+        (
+            lambda there: there["train"].update(steps="4"),
+            "train.steps: expected an integer, got '4'; written by another version, or by hand",
+        ),
+        (
+            lambda there: there["episode"].update(patience=3),
+            "episode.patience: no such key",
+        ),
+        (  # a version that didn't have the setting
+            lambda there: there["optimizer"].pop("learning_rate"),
+            "optimizer.learning_rate: the run there has 1e-06, got 0.1",
+        ),
+    ],
+)
+def test_changed_settings_are_named(components, workdir, change, said):
+    there = json.loads((workdir / "config.json").read_text())
+    change(there)
+    (workdir / "config.json").write_text(json.dumps(there))
+    before = contents(workdir)
+    (line,) = stopped(components, workdir)
+    assert line.startswith(f"{workdir}/config.json: {said}")
+    assert "another --workdir for a new run" in line
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "\0\0\0"])
+def test_a_broken_config_json(components, workdir, text):
+    (workdir / "config.json").write_text(text)
+    before = contents(workdir)
+    (line,) = stopped(components, workdir)
+    assert line.startswith(f"{workdir}/config.json: expected a run's settings, got JSONDecodeError")
+    assert line.endswith("put the file back, or give another --workdir for a new run")
+    assert contents(workdir) == before
+
+
+# Checkpoints and metrics.
+
+
+def garble(checkpoint):
+    file = max(
+        (file for file in (checkpoint / "params").rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_corrupt_newest_checkpoint(undisturbed, components, workdir):
+    garble(workdir / "checkpoints" / "4")
+    output = run(components, workdir)
+    warning = f"warning: {workdir}/checkpoints/4: params/"
+    assert [line for line in output.splitlines() if line.startswith(warning)]
+    assert "checkpoint 3 is used" in output
+    assert "going on after step 3" in output
+    assert (workdir / "faults" / "checkpoint_000004").is_dir()
+    assert_same(undisturbed, outcome(workdir))
+
+
+def test_all_checkpoints_corrupt(components, workdir):
+    for step in ("3", "4"):
+        garble(workdir / "checkpoints" / step)
+    before = contents(workdir)
+    (line,) = stopped(components, workdir, RunFault)
+    assert line.startswith(f"no checkpoint is whole: {workdir}/checkpoints/4: params/")
+    assert line.endswith("nothing was changed; put a whole one back, or give another --workdir")
+    assert contents(workdir) == before
+
+
+def test_a_damaged_line_of_metrics(components, workdir):
+    file = workdir / "metrics.jsonl"
+    first, second, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([first, second[:50] + "\n", *rest]))
+    before = file.read_bytes()
+    (line,) = stopped(components, workdir)
+    assert line.startswith(f'{file}:2: expected an object with a step, got b\'{{"step": 1')
+    assert line.endswith("; mend the line, or delete it")
+    assert file.read_bytes() == before
+    file.write_text("".join([first, *rest[:-1], rest[-1][:-9]]))  # the last one torn
+    output = run(components, workdir)
+    assert f"warning: {file}: its rows end with step 3, checkpoint 4 is used" in output
+
+
+# The cache of cold starts.
+
+
+def cold_started(components, partial):
+    """(warnings, parameters) of a cold start."""
+    warnings = []
+    params, metrics = cold_start(components, lambda *_: None, partial, warnings.append)
+    assert metrics["sft/loss"] > 0
+    return warnings, params
+
+
+def with_cache(components, folder):
+    config = components.config
+    return replace(components, config=replace(config, sft=replace(config.sft, cache_dir=folder)))
+
+
+def test_a_broken_cache_entry_is_made_anew(components, shared, tmp_path):
+    shutil.copytree(shared / "cold", tmp_path / "cold")
+    cached = with_cache(components, str(tmp_path / "cold"))
+    folder = cache_folder(cached)
+    warnings, expected = cold_started(cached, tmp_path / "partial")
+    assert not warnings
+    garble(folder / "checkpoints" / "0")
+    warnings, again = cold_started(cached, tmp_path / "partial")
+    (line,) = warnings
+    assert line.startswith(f"warning: {folder}/checkpoints/0: params/")
+    assert line.endswith("; the cold start is made anew")
+    jax.tree.map(np.testing.assert_array_equal, expected, again)
+    assert cold_started(cached, tmp_path / "partial")[0] == []
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(components, tmp_path):
+    (tmp_path / "cold").write_text("a file in its place")
+    cached = with_cache(components, str(tmp_path / "cold"))
+    warnings, _ = cold_started(cached, tmp_path / "partial")
+    (line,) = warnings
+    assert line.startswith("warning: the cold start isn't cached: ")
+    assert line.endswith(": Not a directory")
+    assert not (tmp_path / "partial").exists()
+
+
+# Numbers that aren't finite.
+
+
+def replayed(dump, capsys):
+    """What a replay that meets the fault again shows, and the line it ends with."""
+    with pytest.raises(RunFault) as caught:
+        replay.main(["replay", "--dump", str(dump)])
+    (line,) = caught.value.problems
+    assert line.startswith(f"{dump}: reproduced; the first is among the ")
+    return capsys.readouterr().out, line
+
+
+def test_an_absurd_learning_rate_in_the_cold_start(components, tmp_path, capsys):
+    config = components.config
+    absurd = replace(config.sft.optimizer, learning_rate=1e30, clip_norm=1e30)
+    changed = replace(config, sft=replace(config.sft, optimizer=absurd))
+    workdir = tmp_path / "run"
+    (line,) = stopped(replace(components, config=changed), workdir, RunFault)
+    dump = workdir / "faults" / "cold_start"
+    assert line.startswith(f"{workdir}: cold start: update 1: not finite: ")
+    assert line.endswith(f"`python -m elpo_jax.replay --dump {dump}` shows where it arises")
+    assert not checkpoints(workdir)
+    shown, again = replayed(dump, capsys)
+    assert "supervised update after 1 updates" in shown
+    assert "tasks: demonstration 4, demonstration 5, demonstration 6, demonstration 7" in shown
+    assert "log-probabilities: nan" in again or "gradients: nan" in again
+
+
+def poison(workdir, components):
+    """Puts a NaN into the newest checkpoint's parameters, as a whole checkpoint."""
+    fresh = make_learner(components.config, components.model, components.mesh).init(
+        components.init_params()
+    )
+    step, parts, metadata = load(workdir, parts_of(fresh))
+    kernel = parts["params"]["head"]["kernel"]
+    parts["params"]["head"]["kernel"] = kernel.at[0, 0].set(float("nan"))
+    shutil.rmtree(workdir / "checkpoints")
+    with Checkpoints(workdir / "checkpoints", keep=2) as writer:
+        writer.save(step, parts, metadata)
+
+
+def test_a_nan_in_a_checkpoint_is_met_by_the_sampler(components, workdir, capsys):
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    poison(workdir, components)
+    (line,) = stopped(components, workdir, RunFault)
+    assert "sampler: expected finite log-probabilities and entropies" in line
+    assert "saved step 3" in line
+    assert checkpoints(workdir) == {"3"}
+    (dump,) = (workdir / "faults").iterdir()
+    _, again = replayed(dump, capsys)
+    assert "first is among the parameters: nan at ['head']['kernel'][0, 0]" in again
+
+
+# Ctrl-C.
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_every_phase(undisturbed, start, tmp_path):
+    """One line, 130, and the next start goes on with what there is."""
+    workdir = tmp_path / "run"
+    for phase, signals, said in (
+        ("cold start 7", 1, r": stopped, saved update \d+ of the cold start; the same command"),
+        ("compilation 1", 2, r"^error: interrupted$"),
+        ("evaluation 1", 1, r": stopped, saved step 0; the same command goes on$"),
+        ("evaluation 1", 1, r": stopped, saved step 2; the same command goes on$"),
+    ):
+        process = start(workdir, **{"sft.cache_dir": tmp_path / "cold"})
+        wait_for(partial(has_begun, workdir, phase), process, phase)
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        output = finish(process, status=130)
+        assert "SIGINT: stopping as soon as nothing is lost; again: at once\n" in output
+        assert re.search(said, output, re.MULTILINE), output
+        assert "Traceback" not in output
+    output = finish(start(workdir, **{"sft.cache_dir": tmp_path / "cold"}))
+    assert "going on after step 2" in output
+    assert_same(undisturbed, outcome(workdir))
+    assert not (workdir / "cold_start").exists()
+
+
+# Exit statuses.
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UsageError(["seed: one", "steps: two"]), 2, "error: seed: one\nerror: steps: two\n"),
+        (RunFault(["disk: full"]), 3, "error: disk: full\n"),
+        (OSError(28, "No space left on device", "/x/y"), 3, "error: /x/y: No space left on dev"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_exit_statuses(error, status, said, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err.startswith(said)
