@@ -2,7 +2,7 @@
 
     python -m elpo_jax.train --config experiments/math.py --workdir runs/math
 
-A cold start on 16,000 demonstrations, three tenths of whose calls come after a needless one, then
+A cold start on 24,000 demonstrations, three tenths of whose calls come after a needless one, then
 ELPO on 16 questions a step with 16 rollouts each, where every needless call is one too many.
 `--config.algorithm=grpo` is the baseline at the same budget.
 
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.suite.name = "math"
     config.policy.scan_unroll = config.policy.num_layers
-    config.sft.steps = 1000
+    config.sft.steps = 1500
     config.sft.detours = 0.3
     config.sft.batch = 16
     config.sft.optimizer.learning_rate = 3e-3
