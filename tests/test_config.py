@@ -101,7 +101,12 @@ def test_missing_keys_keep_the_defaults_of_their_place():
             {"optimizer": {"learning_rte": 1.0}},
             "optimizer.learning_rte: no such key; did you mean optimizer.learning_rate?",
         ),
-        ({"zzzz": 1}, "zzzz: no such key"),
+        ({"lr": 3e-4}, "lr: no such key; did you mean optimizer.learning_rate?"),
+        (
+            {"optimizer": {"wd": 0}},
+            "optimizer.wd: no such key; did you mean optimizer.weight_decay?",
+        ),
+        ({"zzzz": 1}, "zzzz: no such key; the nearest is optimizer.b2"),
     ],
 )
 def test_wrong_types_and_keys_are_named(tree, problem):
@@ -174,6 +179,8 @@ def test_every_number_has_a_range_and_every_rule_a_key():
             "expected a last length of at least episode.max_length",
         ),
         ("episode.max_turn_tokens", 999, "expected at most episode.max_length=384, got 999"),
+        ("episode.max_observation_chars", 1, "expected 2 or more, got 1"),
+        ("sampler.fork_rows", 512, "sampler.fork_rows: expected at most sampler.rows="),
         ("credit.lambda_tree", 1.5, "credit.lambda_tree: expected a number from 0 to 1, got 1.5"),
         ("optimizer.b1", 1.0, "optimizer.b1: expected a number from 0 and below 1, got 1.0"),
         ("sft.optimizer.clip_norm", 0.0, "sft.optimizer.clip_norm: expected more than 0, got 0.0"),
@@ -185,6 +192,14 @@ def test_wrong_values_are_named(key, value, problem):
     (line,) = problems_of(validation.validate, config.from_dict(tree), KNOWN)
     assert problem in line
     assert line.startswith(key)
+
+
+def test_wrong_types_and_wrong_values_are_reported_together():
+    tree = {"seed": 1.5, "sede": 1, "algorithm": "grop", "sampler": {"rows": "x", "fork_rows": 512}}
+    got, problems = config.read(tree)
+    lines = problems_of(validation.validate, got, KNOWN, problems)
+    keys = [line.split(":")[0] for line in lines]
+    assert keys == ["sede", "seed", "algorithm", "sampler.rows"], "no word on rows and fork_rows"
 
 
 def test_a_warm_up_must_end_before_the_schedule():

@@ -342,7 +342,7 @@ def test_turns_are_cut_at_their_budget():
     assert env.turn_budget(env.begin(TASK, 30)) == 8
     assert env.turn_budget(env.begin(TASK, 55)) == 5
     assert env.turn_budget(env.begin(TASK, 59)) == 1
-    with pytest.raises(ValueError, match=r"max_length: expected more than the prompt's 60 tokens"):
+    with pytest.raises(ValueError, match=r"max_length: expected more than the 60 tokens of the p"):
         env.begin(TASK, 60)
     outcome = env.finish_turn(env.begin(TASK, 30), turn("1" * 8, stopped=False))
     assert outcome.end == "length"

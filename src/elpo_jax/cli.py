@@ -20,7 +20,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from elpo_jax.config import Config, field_types, from_dict, get, unknown_key
+from elpo_jax.config import Config, field_types, get, read, unknown_key
 from elpo_jax.errors import RunFault, UsageError, os_problem, suggestion
 from elpo_jax.validation import validate
 
@@ -61,8 +61,8 @@ def parse(
     for key, kind in field_types().items():
         if values[_KEY + key].present:
             _set(tree, key, _literal(str(values[_KEY + key].value), kind))
-    config = from_dict(tree)
-    validate(config, known)
+    config, problems = read(tree)
+    validate(config, known, problems)
     return config, {option.name: values[option.name].value or "" for option in options}
 
 
@@ -189,7 +189,7 @@ def _unknown_flag(name: str, values: flags.FlagValues) -> str:
 
 
 def _literal(text: str, kind: Any) -> Any:
-    """`text` read as `kind`; where it can't be, the text itself, for `from_dict` to report."""
+    """`text` read as `kind`; where it can't be, the text itself, for `config.read` to report."""
     if isinstance(kind, types.UnionType):
         return None if text.lower() == "none" else _literal(text, typing.get_args(kind)[0])
     if typing.get_origin(kind) is tuple:

@@ -41,6 +41,9 @@ FIRST_DEMONSTRATION = 1 << 30
 # How often the state on the way is saved.
 _SAVES = 10
 
+# Demonstrations that settings are judged by before the first update: a quarter of a second's.
+_LOOKED_AT = 512
+
 # Code that decides what a cold start comes to.
 _SOURCES = (
     "cold_start.py",
@@ -174,12 +177,14 @@ def demonstrations(components: Components) -> Callable[[int], Demonstration]:
     have a solver come in a new order each epoch, as far as their demonstrations fit an episode.
 
     Raises:
-      UsageError: a finite split has no demonstration. The function raises it for one of an endless
-        split that is longer than an episode may be.
+      UsageError: a finite split has no demonstration; or one of an endless split is longer than an
+        episode may be. Here the first are looked at, the function looks at each.
     """
     limit = components.config.episode.max_length
     indices = components.indices[TRAIN]
     if indices is None:
+        for number in range(_LOOKED_AT):
+            _checked(components, FIRST_DEMONSTRATION + number)
         return lambda number: _checked(components, FIRST_DEMONSTRATION + number)
     tasks = (components.suite.task(TRAIN, index) for index in indices)
     pairs = [_demonstration(components, task) for task in tasks if task.calls is not None]

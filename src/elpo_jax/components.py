@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from elpo_jax.config import Config
-from elpo_jax.data_order import fitting
+from elpo_jax.data_order import first_tasks, fitting
+from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
@@ -65,6 +66,15 @@ class Components:
         held_out, wanted = self.indices[HELD_OUT], self.config.eval.tasks
         if held_out is not None and len(held_out) < wanted:
             notes.append(f"{KEYS[HELD_OUT]}: fewer than eval.tasks={wanted}: {len(held_out)}")
+        episode = self.config.episode
+        calls = [task.calls or 0 for task in first_tasks(self.suite, HELD_OUT)]
+        beyond = sum(count > min(episode.max_calls, episode.max_turns - 1) for count in calls)
+        if beyond:
+            notes.append(
+                f"warning: {beyond} of {len(calls)} held-out tasks take the suite's solver more "
+                f"calls than episode.max_calls={episode.max_calls} and "
+                f"episode.max_turns={episode.max_turns} allow"
+            )
         return notes
 
     @property
@@ -98,8 +108,8 @@ def build(config: Config) -> Components:
     """Builds the components.
 
     Raises:
-      ValueError: where the config doesn't fit the machine (the mesh) or its files (the tokenizer,
-        the questions).
+      UsageError: the config doesn't fit the machine (the mesh), its files (the tokenizer, the
+        questions) or the suite (the length of an episode).
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
@@ -107,10 +117,13 @@ def build(config: Config) -> Components:
     tokenizer_file = (
         Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
     )
-    tokenizer = SentencePieceTokenizer(tokenizer_file)
-    validate_vocabulary(config, tokenizer.vocab_size)
     schemas = [tool.schema for tool in suite.tools]
-    chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
+    try:
+        tokenizer = SentencePieceTokenizer(tokenizer_file)
+        chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
+    except ValueError as error:
+        raise UsageError([f"policy.tokenizer: {error}"]) from error
+    validate_vocabulary(config, tokenizer.vocab_size)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length
     return Components(

@@ -4,6 +4,7 @@ An experiment file edits the `ConfigDict` of `default_config`, `from_dict` turns
 `Config`, and `elpo_jax.validation` judges its values. A key is dotted: `optimizer.learning_rate`.
 """
 
+import difflib
 import hashlib
 import json
 import math
@@ -228,12 +229,17 @@ def from_dict(tree: Mapping[str, Any] | ConfigDict) -> Config:
     Raises:
       UsageError: with every unknown key and every value of a wrong type.
     """
-    problems: list[str] = []
-    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-    config = _build(Config(), tree, "", problems)
+    config, problems = read(tree)
     if problems:
         raise UsageError(problems)
     return config
+
+
+def read(tree: Mapping[str, Any] | ConfigDict) -> tuple[Config, list[str]]:
+    """As `from_dict`, but gives the problems back; what is wrong keeps its default too."""
+    problems: list[str] = []
+    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+    return _build(Config(), tree, "", problems), problems
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -268,7 +274,9 @@ def unknown_key(key: str) -> str:
         return f"{key}: is a section; set one of {', '.join(below)}"
     sections = {known.rpartition(".")[0] for known in field_types()} - {""}
     shown = key if key.isprintable() else repr(key)
-    return f"{shown}: no such key{suggestion(key, [*field_types(), *sorted(sections)])}"
+    (nearest,) = difflib.get_close_matches(key, field_types(), 1, cutoff=0)
+    did_you_mean = suggestion(key, [*field_types(), *sorted(sections)])
+    return f"{shown}: no such key{did_you_mean or f'; the nearest is {nearest}'}"
 
 
 def _leaves(section: type, prefix: str) -> Iterable[tuple[str, Any]]:

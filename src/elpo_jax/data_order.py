@@ -15,10 +15,18 @@ from elpo_jax.rollout.episode import Environment
 from elpo_jax.tasks.base import TRAIN, Suite, Task
 from elpo_jax.tasks.files import KEYS
 
+_LOOKED_AT = 256  # tasks of an endless split
+
 
 def shuffled(indices: Sequence[int], seed: int) -> Any:
     """A Grain dataset: the indices again and again, in another order of the seed each time."""
     return grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
+
+
+def first_tasks(suite: Suite, split: str) -> list[Task]:
+    """A few tasks of a split, to judge settings by."""
+    size = suite.size(split)
+    return [suite.task(split, index) for index in range(_LOOKED_AT if size is None else size)]
 
 
 def fitting(
@@ -26,13 +34,16 @@ def fitting(
 ) -> Sequence[int] | None:
     """The indices of a finite split whose prompts have fewer tokens than an episode may have.
 
-    None for an endless split, whose prompts are the suite's to keep short.
+    None for an endless split: it is the suite's to keep prompts short, and only the first are
+    looked at.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is none; or a prompt of an endless split is too long.
     """
     size = suite.size(split)
     if size is None:
+        for task in first_tasks(suite, split):
+            environment.begin(task, len(environment.prompt_ids(task)))
         return None
     lengths = [len(environment.prompt_ids(suite.task(split, index))) for index in range(size)]
     chosen = [index for index, length in enumerate(lengths) if length < max_length]

@@ -1,7 +1,7 @@
 """What the values of a config must satisfy: ranges of single keys, and relations between keys."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ AT_LEAST_ONE = Range(lambda x: x >= 1, "1 or more")
 FRACTION = Range(lambda x: 0 <= x <= 1, "a number from 0 to 1")
 PROBABILITY = Range(lambda x: 0 < x <= 1, "a number above 0 and up to 1")
 DECAY = Range(lambda x: 0 <= x < 1, "a number from 0 and below 1")
+AT_LEAST_TWO = Range(lambda x: x >= 2, "2 or more")
 EVEN = Range(lambda x: x >= 2 and x % 2 == 0, "an even number, 2 or more")
 SEED = Range(lambda x: 0 <= x < 2**32, "an integer from 0 to 2**32 - 1")
 ASCENDING = Range(
@@ -78,7 +79,7 @@ RANGES = {
     "episode.spare_calls": NOT_NEGATIVE,
     "episode.max_length": AT_LEAST_ONE,
     "episode.max_turn_tokens": AT_LEAST_ONE,
-    "episode.max_observation_chars": AT_LEAST_ONE,
+    "episode.max_observation_chars": AT_LEAST_TWO,  # a head and a tail
     "episode.tool_retries": NOT_NEGATIVE,
     "episode.tool_seconds": POSITIVE,
     "episode.max_drops": AT_LEAST_ONE,
@@ -130,20 +131,28 @@ NAMES: Mapping[str, Collection[str]] = {
 }
 
 
-def validate(config: Config, known: Mapping[str, Collection[str]] | None = None) -> None:
+def validate(
+    config: Config,
+    known: Mapping[str, Collection[str]] | None = None,
+    problems: Sequence[str] = (),
+) -> None:
     """Checks every value.
 
     Args:
-      config: of the right types, as `config.from_dict` makes it.
+      config: of the right types, as `config.read` makes it.
       known: further names by key, of tables that this module doesn't import: 'algorithm', ....
+      problems: lines on keys that are wrong in other ways, to be told together.
 
     Raises:
       UsageError: with one line for each problem.
     """
     problems = [
-        f"{key}: expected {check.expected}, got {get(config, key)!r}"
-        for key, check in RANGES.items()
-        if get(config, key) is not None and not check.holds(get(config, key))
+        *problems,
+        *(
+            f"{key}: expected {check.expected}, got {get(config, key)!r}"
+            for key, check in RANGES.items()
+            if get(config, key) is not None and not check.holds(get(config, key))
+        ),
     ]
     for key, names in {**NAMES, **(known or {})}.items():
         value = get(config, key)
@@ -156,7 +165,7 @@ def validate(config: Config, known: Mapping[str, Collection[str]] | None = None)
         problems += _indivisible(config, wrong)
     if problems:
         order = {key: i for i, key in enumerate(field_types())}
-        raise UsageError(sorted(problems, key=lambda line: order[line.partition(":")[0]]))
+        raise UsageError(sorted(problems, key=lambda line: order.get(line.partition(":")[0], -1)))
 
 
 def validate_vocabulary(config: Config, size: int) -> None:
@@ -235,6 +244,7 @@ _OVER_TENSOR = ("policy.num_heads", "policy.num_kv_heads", "policy.mlp_dim")
 
 _RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
     ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),
+    ("sampler.fork_rows", "sampler.rows", lambda a, b: a <= b, "at most"),
     ("episode.max_turn_tokens", "episode.max_length", lambda a, b: a <= b, "at most"),
     ("rollout.min_suffixes", "rollout.max_suffixes", lambda a, b: a <= b, "at most"),
     ("loss.eps_elc", "loss.eps_low", lambda a, b: a + b <= 1, "at most 1 together with"),

@@ -63,12 +63,12 @@ class SentencePieceTokenizer:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"tokenizer {path}: expected a readable SentencePiece model, got: {error}"
+                f"{path}: expected a readable SentencePiece model, got: {error}"
             ) from error
         self._ids = {self._model.id_to_piece(i): i for i in range(self.vocab_size)}
         if "<0x00>" not in self._ids or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
-                f"tokenizer {path}: expected a model trained with byte_fallback, identity "
+                f"{path}: expected a model trained with byte_fallback, identity "
                 f"normalisation, no dummy prefix and no whitespace removal, got one that changes "
                 f"the text {_PROBE!r}"
             )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from elpo_jax.config import EpisodeConfig
+from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import Chat
 from elpo_jax.rollout.tool_calls import CallParser
 from elpo_jax.rollout.tree import ROOT, Rollout, Step, ToolCall, Tree
@@ -145,12 +146,14 @@ class Environment:
         """Where an episode stands before its first turn.
 
         Raises:
-          ValueError: when the prompt leaves no room for a turn.
+          UsageError: the prompt leaves no room for a turn.
         """
         if prompt_length >= self._limits.max_length:
-            raise ValueError(
-                f"episode.max_length: expected more than the prompt's {prompt_length} tokens, got "
-                f"{self._limits.max_length}"
+            raise UsageError(
+                [
+                    f"episode.max_length: expected more than the {prompt_length} tokens of the "
+                    f"prompt of {task.id}, got {self._limits.max_length}"
+                ]
             )
         max_calls = self._limits.max_calls
         if self._limits.spare_calls is not None and task.calls is not None:
