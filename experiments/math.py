@@ -45,6 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.schedule = "linear"
     config.eval.every = 8
     if variant == "gsm8k":
+        config.data.train = "train.jsonl"  # GSM8K's own names; without a file there is an error
+        config.data.eval = "test.jsonl"
         config.sft.steps = 200
         config.sft.detours = 0.0
         config.episode.spare_calls = None

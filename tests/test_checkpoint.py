@@ -165,6 +165,11 @@ DAMAGES = {
     "no part": (lambda at: shutil.rmtree(at / "optimizer"), "is missing"),
     "no digests": (lambda at: (at / "digests.json").unlink(), "digests.json is missing"),
     "torn digests": (lambda at: (at / "digests.json").write_text('{"'), "isn't what was saved"),
+    "empty digests": (lambda at: (at / "digests.json").write_text("{}"), "has nothing on metadata"),
+    "digests of no file": (
+        lambda at: (at / "digests.json").write_text("[]"),
+        "has nothing on metadata",
+    ),
     "nothing": (lambda at: [shutil.rmtree(at), at.mkdir()], "digests.json is missing"),
 }
 
@@ -202,6 +207,14 @@ def test_the_one_before_a_broken_checkpoint_is_used(two_checkpoints, tmp_path, d
     assert problem in line
     assert line.endswith(f"; moved to {aside}/checkpoint_000006, checkpoint 4 is used")
     assert (aside / "checkpoint_000006").is_dir()
+
+
+def test_other_folders_beside_the_checkpoints_are_left_alone(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
+    for name in ("²", "6.bak", "notes"):
+        (folder / name).mkdir()
+    assert checkpoint.newest_step(folder) == 6
+    assert checkpoint.load(folder, {"params": noise(0)}).step == 6
 
 
 def test_orbax_alone_would_not_notice_a_flipped_bit(two_checkpoints, tmp_path):

@@ -207,8 +207,11 @@ class Hostile(str):
 
 
 class Unspeakable(Exception):
+    def __init__(self, error):
+        self.error = error
+
     def __str__(self):
-        raise RuntimeError("not even its words")
+        raise self.error("not even its words")
 
 
 class Junk:
@@ -245,7 +248,11 @@ def pending_call(tool):
         (Junk(raising(SystemExit(0))), "raised SystemExit: 0"),
         (Junk(raising(KeyboardInterrupt())), "raised KeyboardInterrupt"),
         (Junk(raising(MemoryError())), "raised MemoryError"),
-        (Junk(raising(Unspeakable())), "raised Unspeakable$"),
+        (Junk(raising(Unspeakable(RuntimeError))), "raised Unspeakable$"),
+        (Junk(raising(Unspeakable(SystemExit))), "raised Unspeakable$"),
+        (Junk(raising(ValueError("one\ntwo\r\n three"))), "raised ValueError: one two three$"),
+        (Junk(raising(ValueError("x" * 10**6))), r"raised ValueError: x{200}\.\.\.$"),
+        (Junk(raising(ToolFailure("one\ntwo"))), "^one two$"),
         (Junk(lambda *_: None), "raised TypeError"),
         (Junk(lambda *_: (1, 2, 3)), "raised ValueError"),
         (Junk(lambda state, _: (state, "42")), "expected an Observation of text, got str"),

@@ -30,7 +30,7 @@ from elpo_jax.cold_start import cache_folder, cold_start
 from elpo_jax.components import build
 from elpo_jax.config import from_dict
 from elpo_jax.errors import RunFault, UsageError
-from elpo_jax.interrupt import Interrupts
+from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.progress import Display
 from elpo_jax.trainer import make_learner
 from elpo_jax.training import train
@@ -316,6 +316,16 @@ def test_a_corrupt_newest_checkpoint(undisturbed, components, workdir):
     assert_same(undisturbed, outcome(workdir))
 
 
+def test_files_of_others_among_the_trees_stay(undisturbed, components, workdir):
+    for name in ("my_notes.json", "step_two.json", "list.txt"):
+        (workdir / "trees" / name).write_text("mine")
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    run(components, workdir)
+    for name in ("my_notes.json", "step_two.json", "list.txt"):
+        (workdir / "trees" / name).unlink()
+    assert_same(undisturbed, outcome(workdir))
+
+
 def test_all_checkpoints_corrupt(components, workdir):
     for step in ("3", "4"):
         garble(workdir / "checkpoints" / step)
@@ -370,6 +380,28 @@ def test_a_broken_cache_entry_is_made_anew(components, shared, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, expected, again)
     assert cold_started(cached, tmp_path / "partial")[0] == []
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_broken_state_on_the_way_is_made_anew(components, tmp_path):
+    """Of a cold start that was interrupted, after which a bit flipped."""
+    uncached = with_cache(components, str(tmp_path / "cold"))
+    _, expected = cold_started(uncached, tmp_path / "undisturbed")
+    shutil.rmtree(tmp_path / "cold")
+
+    def interrupt(step, metrics):
+        if step == 7:
+            raise Interrupted(signal.SIGTERM)
+
+    partial = tmp_path / "partial"
+    with pytest.raises(Interrupted):
+        cold_start(uncached, interrupt, partial, lambda line: None)
+    (folder,) = partial.iterdir()
+    garble(folder / "7")
+    warnings, params = cold_started(uncached, partial)
+    (line,) = warnings
+    assert line.startswith(f"warning: {folder}/7: params/")
+    assert line.endswith("; the cold start is made anew")
+    jax.tree.map(np.testing.assert_array_equal, expected, params)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(components, tmp_path):

@@ -120,15 +120,32 @@ def test_nothing_breaks_the_reader(content):
     assert len(good) + len(bad) == lines
 
 
-def test_a_few_bad_rows_are_named_and_the_rest_counted(tmp_path):
-    path = write(tmp_path, *ROWS, *[b"no"] * 9)
-    files = read_files(DataConfig(train=path))
-    assert len(files.questions[TRAIN]) == 2
+def test_a_few_bad_rows_are_explained_and_the_rest_numbered(tmp_path):
+    path = write(tmp_path, *ROWS, *[b"no"] * 8, *ROWS, b"no")
+    other = write(tmp_path, row("#### 1", question="Another?"), name="other.jsonl")
+    files = read_files(DataConfig(train=path, eval=other))
+    assert len(files.questions[TRAIN]) == 4
     assert files.notes == (
         *(f"{path}:{line}: expected JSON, got 'no'" for line in range(3, 8)),
-        f"{path}: and 4 more rows like these",
-        f"data.train: {path}: questions: 2, bad rows: 9",
+        f"{path}: and 4 more, lines 8-10, 13",
+        f"data.train: {path}: questions: 4, bad rows: 9",
+        f"data.eval: {other}: questions: 1, bad rows: 0",
     )
+
+
+def test_very_many_bad_rows_take_one_line(tmp_path):
+    path = write(tmp_path, *[each for _ in range(300) for each in (ROWS[0], b"no")])
+    *_, rest, _, _ = read_files(DataConfig(train=path)).notes
+    assert rest.startswith(f"{path}: and 295 more, lines 12, 14, 16, ")
+    assert rest.endswith(", 210, ...")
+
+
+def test_one_file_of_two_is_told(tmp_path):
+    path = write(tmp_path, *ROWS)
+    *_, train_only = read_files(DataConfig(train=path)).notes
+    *_, eval_only = read_files(DataConfig(eval=path)).notes
+    assert train_only.startswith("warning: data.eval: no file, only data.train has one")
+    assert eval_only.startswith("warning: data.train: no file, only data.eval has one")
 
 
 def test_a_file_of_bad_rows_alone_is_an_error(tmp_path):

@@ -13,7 +13,7 @@ from rich.console import Console
 from elpo_jax import tasks
 from elpo_jax.cli import parse
 from elpo_jax.components import build
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.evaluate import main as evaluate
 from elpo_jax.interrupt import Interrupted
 from elpo_jax.metrics import deterministic, read
@@ -252,6 +252,27 @@ class DoublingSuite(ProblemSuite):
 
     def verify(self, task, response):
         return Verdict(response == f"\\boxed{{{task.answer['value']}}}", response)
+
+
+def test_a_tool_that_breaks_under_the_suites_own_solver_is_told_in_a_line(monkeypatch):
+    suite = DoublingSuite()
+    for error, words in ((ValueError("no\npower"), "ValueError: no power"), (SystemExit(3), "3")):
+
+        def broken(self, state, arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(Calculator, "call", broken)
+        with pytest.raises(RunFault, match=words) as caught:
+            suite.task("train", 0)
+        (line,) = caught.value.problems
+        assert line.startswith("suite doubling: under its own solver: tool 'calculator' raised ")
+
+    def interrupted(self, state, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Calculator, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        suite.task("train", 0)
 
 
 def test_a_suite_is_one_file_one_experiment_and_a_line_of_the_registry(

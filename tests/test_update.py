@@ -233,6 +233,10 @@ def test_learner_on_a_batch(params):
     assert metrics["policy/sampler_kl"] == pytest.approx((np.exp(off) - 1 - off).mean(), rel=1e-4)
     assert metrics["policy/trained_rows_frac"] == 1.0
     assert metrics["policy/kl_old"] > 0
+
+    wild = [replace(row, sampler_log_probs=row.sampler_log_probs - 1e4) for row in rows]
+    _, metrics = LEARNER.update(state, wild)
+    assert metrics["policy/sampler_kl"] == pytest.approx(np.exp(20) - 21)
     assert metrics["policy/ratio_max"] > 1
     assert metrics["optimizer/learning_rate"] == pytest.approx(1e-2)
     assert all(math.isfinite(value) for value in metrics.values())

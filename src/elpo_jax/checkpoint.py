@@ -193,7 +193,7 @@ def load(path: Path, targets: Mapping[str, PyTree]) -> Restored:
       RunFault: it is broken.
     """
     folder, step = path.absolute(), None
-    if folder.name.isdigit():
+    if folder.name.isdecimal():
         folder, step = folder.parent, int(folder.name)
     elif (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
@@ -253,13 +253,16 @@ def _restore(
 
 def _steps(folder: Path) -> set[int]:
     """Steps of the complete checkpoints: what is under way has a longer name."""
-    return {int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()}
+    return {int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()}
 
 
 def _damage(checkpoint: Path, parts: Collection[str] | None = None) -> str | None:
     """What is wrong with the files of a checkpoint, or of some of its parts; None if nothing is."""
     try:
         digests = json.loads((checkpoint / _DIGESTS).read_text(encoding="utf-8"))
+        there = {name.partition("/")[0] for name in digests}
+        for part in sorted({_METADATA, *(parts or ())} - there):
+            return f"{_DIGESTS} has nothing on {part}"
         for name, digest in sorted(digests.items()):
             if parts is None or name.partition("/")[0] in parts:
                 if not (checkpoint / name).is_file():

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elpo_jax.checkpoint import Checkpoints, load, parts_of, state_of
+from elpo_jax.checkpoint import Checkpoints, load, newest_step, parts_of, state_of
 from elpo_jax.components import Components
 from elpo_jax.config import Config, to_dict
 from elpo_jax.data_order import shuffled
@@ -25,6 +25,7 @@ from elpo_jax.interrupt import Interrupted
 from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
+from elpo_jax.learner.update import TrainState
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
@@ -99,11 +100,12 @@ def cold_start(
       on_step: called with the number of updates made and their metrics; where it raises
         `Interrupted` the state is saved first.
       partial: the run's own folder for the state on the way, removed when all is done.
-      warn: told, in a line, of a cache that can't be read or written.
+      warn: told, in a line, of a cache that can't be read or written, and of a state on the way
+        that is broken: all is made anew then.
 
     Raises:
       NonFiniteUpdateError: a loss or gradient wasn't finite.
-      RunFault: the state on the way is broken, or can't be written.
+      RunFault: the state on the way can't be written.
     """
     if not components.config.sft.steps:
         return components.init_params(), {}
@@ -114,7 +116,7 @@ def cold_start(
             return cached.parts["params"], cached.metadata
         except RunFault as fault:
             warn(f"warning: {fault}; the cold start is made anew")
-    params, metrics = _train(components, on_step, partial / folder.name)
+    params, metrics = _train(components, on_step, partial / folder.name, warn)
     try:
         _store(folder, params, metrics)
     except (OSError, RunFault) as error:
@@ -135,18 +137,16 @@ def make_supervised_learner(config: Config, model: Decoder, mesh: Mesh) -> Super
     )
 
 
-def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Params, Metrics]:
+def _train(
+    components: Components, on_step: OnStep, partial: Path, warn: Callable[[str], None]
+) -> tuple[Params, Metrics]:
     config = components.config
     steps, batch = config.sft.steps, config.sft.batch
     learner = make_supervised_learner(config, components.model, components.mesh)
     state = learner.init(components.init_params())
     demonstration = demonstrations(components)
-    metrics: Metrics = {}
+    done, state, metrics = _taken_up(partial, state, warn)
     with Checkpoints(partial, keep=1) as checkpoints:
-        done = checkpoints.latest_step() or 0
-        if done:
-            _, parts, metrics = checkpoints.restore(parts_of(state))
-            state = state_of(parts)
         for step in range(done + 1, steps + 1):
             first = (step - 1) * batch
             rows = sft_rows([demonstration(i) for i in range(first, first + batch)])
@@ -168,6 +168,24 @@ def _train(components: Components, on_step: OnStep, partial: Path) -> tuple[Para
                 checkpoints.wait()
                 raise
     return state.params, {name: x for name, x in metrics.items() if name.startswith("sft/")}
+
+
+def _taken_up(
+    partial: Path, state: TrainState, warn: Callable[[str], None]
+) -> tuple[int, TrainState, Metrics]:
+    """Updates made, the state after them, and the last one's metrics: as saved, or none and fresh.
+
+    A broken state is removed: the cold start costs minutes and its updates are the same again.
+    """
+    if not newest_step(partial):
+        return 0, state, {}
+    try:
+        done, parts, metrics = load(partial, parts_of(state))
+    except RunFault as fault:
+        warn(f"warning: {fault}; the cold start is made anew")
+        shutil.rmtree(partial)
+        return 0, state, {}
+    return done, state_of(parts), metrics
 
 
 def demonstrations(components: Components) -> Callable[[int], Demonstration]:

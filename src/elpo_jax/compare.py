@@ -7,6 +7,7 @@ DIR/<algorithm>/<seed> are ordinary runs; DIR/comparison.{json,md,png} is what c
 command on the same folder goes on where it stopped.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from elpo_jax.metrics import read
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
 from elpo_jax.training import train
+from elpo_jax.validation import SEED
 from elpo_jax.workdir import WorkDir, write_atomic, write_json
 
 OPTIONS = [
@@ -35,6 +37,7 @@ OPTIONS = [
 
 def main(argv: Sequence[str]) -> None:
     config, options = parse(argv, OPTIONS, {"algorithm": ALGORITHMS, "suite.name": SUITES})
+    _refuse_double(argv)
     algorithms, seeds = _names(options["algorithms"]), _seeds(options["seeds"])
     folder = Path(options["workdir"])
     with Interrupts() as interrupts, Display() as display:
@@ -67,6 +70,18 @@ def _write(
     display.note(f"{folder}: comparison.md, comparison.json, comparison.png")
 
 
+def _refuse_double(argv: Sequence[str]) -> None:
+    """Raises UsageError for keys that the comparison itself sets."""
+    instead = {"algorithm": "--algorithms", "seed": "--seeds"}
+    problems = [
+        f"--config.{key}: expected none, {flag} says them"
+        for key, flag in instead.items()
+        if any(re.match(rf"--?config\.{key}(=|$)", argument) for argument in argv)
+    ]
+    if problems:
+        raise UsageError(problems)
+
+
 def _names(text: str) -> list[str]:
     names = _items(text, "--algorithms")
     unknown = [unknown_name("--algorithms", name, ALGORITHMS) for name in names]
@@ -78,10 +93,13 @@ def _names(text: str) -> list[str]:
 
 def _seeds(text: str) -> list[int]:
     items = _items(text, "--seeds")
-    wrong = [item for item in items if not item.isascii() or not item.isdigit()]
+    seeds = [int(item) if item.isascii() and item.isdigit() else -1 for item in items]
+    wrong = [item for item, seed in zip(items, seeds, strict=True) if not SEED.holds(seed)]
     if wrong:
-        raise UsageError([f"--seeds: expected whole numbers >= 0, got {wrong[0]!r}"])
-    return [int(item) for item in items]
+        raise UsageError([f"--seeds: expected {SEED.expected}, got {wrong[0]!r}"])
+    if len(set(seeds)) < len(seeds):
+        raise UsageError([f"--seeds: expected different numbers, got {text!r}"])
+    return seeds
 
 
 def _items(text: str, flag: str) -> list[str]:

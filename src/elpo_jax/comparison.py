@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from elpo_jax.errors import UsageError
+
 Row = Mapping[str, Any]
 
 # What held-out success is drawn against, and how much of it a step adds.
@@ -84,11 +86,27 @@ def compare(runs: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any]:
       'algorithms': by name, 'before', 'after' and 'gain' (estimates of held-out success), the
       means of what was spent, and 'curves' by seed; 'differences': by 'A - B', the estimate of
       A's final success less B's, paired by seed.
+
+    Raises:
+      UsageError: a run lacks an evaluation that another has.
     """
     curves = {
         name: {seed: curve(rows) for seed, rows in by_seed.items()}
         for name, by_seed in runs.items()
     }
+    steps = {
+        (name, seed): [point.step for point in points]
+        for name, by_seed in curves.items()
+        for seed, points in by_seed.items()
+    }
+    most = max(steps.values(), key=len)
+    short = [
+        f"{name}/{seed}/metrics.jsonl: expected evaluations after steps {most}, got {found}"
+        for (name, seed), found in steps.items()
+        if found != most
+    ]
+    if short:
+        raise UsageError(short)
     finals = {name: {s: c[-1].success for s, c in by.items()} for name, by in curves.items()}
     names = list(curves)
     return {

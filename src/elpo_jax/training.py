@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
@@ -255,16 +254,16 @@ class _Run:
 
     def _cut_trees(self, last_step: int | None) -> None:
         """Removes what was written after the checkpoint that the run goes on from."""
-        for file in self.folder.trees.glob("*_*.json"):
-            if last_step is None or _step_of(file) > last_step:
+        for _, step, file in self.folder.saved_trees():
+            if last_step is None or step > last_step:
                 file.unlink()
 
     def _prune_evaluations(self) -> None:
         """Keeps the first evaluation's trees, and of those up to a checkpoint the newest's."""
         last_step = self.checkpoints.latest_step()
         if last_step is not None:
-            files = sorted(self.folder.trees.glob("eval_*.json"))
-            covered = [file for file in files if _step_of(file) <= last_step]
+            saved = self.folder.saved_trees()
+            covered = [file for kind, step, file in saved if kind == "eval" and step <= last_step]
             for file in covered[1:-1]:
                 file.unlink()
 
@@ -293,7 +292,8 @@ class _Run:
                 faults.write(dump, fault, before)
             except (OSError, RunFault) as problem:
                 told = f"the dump {dump} can't be written: {problem}"
-            line = f"{self.folder.path}: {place}: {error}; {_standing(self.folder)}; {told}"
+            tasks = _tasks_of(error)
+            line = f"{self.folder.path}: {place}: {error}{tasks}; {_standing(self.folder)}; {told}"
             raise RunFault([line]) from error
 
     def _show_summary(self) -> None:
@@ -314,9 +314,11 @@ class _Run:
             self.display.note(f"no report: {error}; once that is mended: {again}")
 
 
-def _step_of(file: Path) -> int:
-    """The step in the name of a file of trees."""
-    return int(file.stem.partition("_")[2])
+def _tasks_of(error: NonFiniteSampleError | NonFiniteUpdateError) -> str:
+    """' (tasks train/3, train/9 and 4 more)', or nothing where the message has them."""
+    tasks = error.tasks if isinstance(error, NonFiniteUpdateError) else []
+    more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
+    return f" (tasks {', '.join(tasks[:3])}{more})" if tasks else ""
 
 
 def is_due(step: int, every: int) -> bool:

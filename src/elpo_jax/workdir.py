@@ -1,5 +1,6 @@
 """A run's folder: what lies where, who may write there, and files that are never half written."""
 
+import errno
 import fcntl
 import json
 import os
@@ -49,6 +50,15 @@ class WorkDir:
         """Trees of the evaluation after a step."""
         return self.trees / f"eval_{step:06d}.json"
 
+    def saved_trees(self) -> list[tuple[str, int, Path]]:
+        """The files of trees: 'step' or 'eval', the step, and the file; by step, 'step' first."""
+        found = []
+        for path in self.trees.glob("*.json"):
+            kind, _, step = path.stem.partition("_")
+            if kind in ("step", "eval") and step.isdecimal():
+                found.append((kind, int(step), path))
+        return sorted(found, key=lambda each: (each[1], each[0] == "eval"))
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"
@@ -97,7 +107,9 @@ class WorkDir:
             try:
                 # A POSIX lock, unlike flock, isn't inherited by children that outlive the process.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise UsageError([f"{self.path}: can't be locked: {error.strerror}"]) from None
                 owner = os.read(file, 32).decode() or "?"
                 raise UsageError([f"{self.path}: in use by process {owner}"]) from None
             os.ftruncate(file, 0)

@@ -245,15 +245,17 @@ def _rollout_metrics(
     """What the pass before the first update shows, over all policy tokens.
 
     With d = log π_old - log π_sampler, `sampler_kl` is the mean of exp(d) - 1 - d, which estimates
-    KL(π_sampler || π_old): 0 when both compute the same policy.
+    KL(π_sampler || π_old): 0 when both compute the same policy. Beyond 20 nats d counts as 20, so
+    that a sampler that is all wrong has a finite value too.
     """
     mask = np.concatenate([row.mask for row in rows]) > 0
     entropy = np.concatenate(entropies)[mask].astype(np.float64)
     sampled = np.concatenate([row.sampler_log_probs for row in rows])[mask].astype(np.float64)
     difference = np.concatenate(old_log_probs)[mask] - sampled
+    clamped = np.clip(difference, -20.0, 20.0)
     return {
         "policy/entropy": float(entropy.mean()),
-        "policy/sampler_kl": float(np.mean(np.expm1(difference) - difference)),
+        "policy/sampler_kl": float(np.mean(np.expm1(clamped) - clamped)),
         "policy/sampler_max_diff": float(np.abs(difference).max()),
         "policy/trained_rows_frac": float(np.mean([row.advantages.any() for row in rows])),
     }

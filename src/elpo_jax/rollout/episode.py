@@ -18,7 +18,7 @@ from elpo_jax.policy.chat import Chat
 from elpo_jax.rollout.tool_calls import CallParser
 from elpo_jax.rollout.tree import ROOT, Rollout, Step, ToolCall, Tree
 from elpo_jax.tasks.base import Message, Suite, Task, Verdict
-from elpo_jax.tools.base import Observation, Tool, ToolFailure
+from elpo_jax.tools.base import Observation, Tool, guarded_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,19 +98,9 @@ class PendingCall:
         """
         if isinstance(self.request, Observation):
             return self.states, self.request
-        name = self.request.name
-        tool = self.tools[name]
         # A copy: what the policy wrote is kept in the tree, whatever the tool does to it.
         arguments = json.loads(json.dumps(self.request.arguments))
-        try:
-            state = self.states[name] if name in self.states else tool.initial_state()
-            state, observation = tool.call(state, arguments)
-        except ToolFailure:
-            raise
-        except BaseException as error:  # SystemExit too; interrupts only reach the main thread
-            raise ToolFailure(f"tool {name!r} raised {_words(error)}") from error
-        _check_observation(name, observation)
-        return {**self.states, name: state}, observation
+        return guarded_call(self.tools[self.request.name], self.states, arguments)
 
     def __str__(self) -> str:
         if isinstance(self.request, Observation):
@@ -286,21 +276,6 @@ def clip_text(text: str, limit: int) -> str:
         tail = limit // 2
         text = f"{text[: limit - tail]}\n[{cut} characters cut]\n{text[len(text) - tail :]}"
     return text.encode(errors="replace").decode()
-
-
-def _check_observation(tool: str, observation: Any) -> None:
-    """Raises ToolFailure for what only looks like an answer."""
-    is_answer = type(observation) is Observation and type(observation.text) is str
-    if not is_answer or type(observation.error) not in (str, type(None)):
-        kind = type(observation).__name__
-        raise ToolFailure(f"tool {tool!r}: expected an Observation of text, got {kind}")
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # its __str__ is broken too
-        return type(error).__name__
 
 
 def _step(

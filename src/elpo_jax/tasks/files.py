@@ -17,7 +17,8 @@ from elpo_jax.tasks import answers
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 
 KEYS = {TRAIN: "data.train", HELD_OUT: "data.eval"}  # the setting that names a split's file
-_NAMED = 5  # bad rows that are named; the others are counted
+_NAMED = 5  # bad rows whose fault is told; of the others the line numbers are
+_RANGES = 100  # of line numbers, at most
 _SHOWN = 40  # characters of a wrong value
 _CALCULATION = re.compile(r"<<([^<>=]+)=[^<>]*>>")
 
@@ -73,6 +74,9 @@ def read_files(config: DataConfig) -> Files:
             counts = f"questions: {len(good)}, bad rows: {len(bad)}"
             notes += [*lines, f"{KEYS[split]}: {path}: {counts}"]
             questions[split] = tuple(good)
+    if len(questions) == 1:
+        given, missing = (KEYS[TRAIN], KEYS[HELD_OUT])[:: 1 if TRAIN in questions else -1]
+        notes.append(f"warning: {missing}: no file, only {given} has one; its tasks are generated")
     return Files(questions, digests, (*notes, *_shared(questions)))
 
 
@@ -150,10 +154,22 @@ def _content(path: Path, key: str) -> bytes:
 
 
 def _named(path: str, bad: Sequence[str]) -> list[str]:
-    """A line for each of the first bad rows, and one that counts the rest."""
+    """A line for each of the first bad rows, and one for the rest with their numbers."""
     lines = [f"{path}:{line}" for line in bad[:_NAMED]]
-    rest = len(bad) - len(lines)
-    return [*lines, f"{path}: and {rest} more rows like these"] if rest else lines
+    rest = [int(line.partition(":")[0]) for line in bad[_NAMED:]]
+    return [*lines, f"{path}: and {len(rest)} more, lines {_ranges(rest)}"] if rest else lines
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """'3-5, 9': ascending numbers."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:_RANGES]]
+    return ", ".join([*shown, "..."] if len(ranges) > _RANGES else shown)
 
 
 def _shared(questions: Mapping[str, tuple[Question, ...]]) -> list[str]:

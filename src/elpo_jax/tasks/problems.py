@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from elpo_jax.errors import RunFault
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict
-from elpo_jax.tools.base import Tool
+from elpo_jax.tools.base import Tool, ToolFailure, guarded_call
 
 HELD_OUT_PERCENT = 25
 
@@ -49,6 +50,8 @@ class ProblemSuite(abc.ABC):
     """A suite that is a function from (split, index) to a problem.
 
     A subclass sets `name` and `system_prompt`, and defines `problem`, `detour` and `verify`.
+    Solvers call its tools where a task is made, before a run and between its steps, and without a
+    time limit: they should answer from memory.
 
     Args:
       tools: what solvers and the policy may call.
@@ -87,6 +90,7 @@ class ProblemSuite(abc.ABC):
 
         Raises:
           ValueError: for an unknown split, or an index that it doesn't have.
+          RunFault: a tool broke under the solver.
         """
         problem = self._checked_problem(split, index)
         calls = None
@@ -149,8 +153,14 @@ class ProblemSuite(abc.ABC):
                 return messages
             text = json.dumps({"name": call.name, "arguments": call.arguments})
             messages.append({"role": "assistant", "content": f"<tool_call>\n{text}\n</tool_call>"})
-            tool = self._tools[call.name]
-            _, observation = tool.call(tool.initial_state(), call.arguments)
+            try:
+                _, observation = guarded_call(self._tools[call.name], {}, call.arguments)
+            except ToolFailure as failure:
+                if isinstance(failure.__cause__, KeyboardInterrupt):  # this may be the main thread
+                    raise failure.__cause__ from None
+                # Without the answer there is no task: this isn't a rollout that can be replaced.
+                line = f"suite {self.name}: under its own solver: {failure}"
+                raise RunFault([line]) from failure
             result = observation.text
             messages.append({"role": "tool", "content": result})
 

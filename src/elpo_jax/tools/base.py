@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_LINE = 200  # characters of an error's message that are told
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -62,3 +64,47 @@ class Tool(Protocol):
           ToolFailure: when the tool itself broke.
         """
         ...
+
+
+def guarded_call(
+    tool: Tool, states: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Observation]:
+    """Calls a tool that may do anything but hang.
+
+    Args:
+      tool: the tool.
+      states: tool states before the call, by name; one that is missing is the tool's initial one.
+      arguments: of the call, for the tool to keep.
+
+    Returns:
+      The states after the call, and the answer.
+
+    Raises:
+      ToolFailure: in one short line, when the tool raised anything at all, or returned something
+        else than a state and an observation.
+    """
+    name = tool.name
+    try:
+        state = states[name] if name in states else tool.initial_state()
+        state, observation = tool.call(state, arguments)
+    except ToolTimeout as failure:
+        raise ToolTimeout(_line(failure)) from failure
+    except ToolFailure as failure:
+        raise ToolFailure(_line(failure)) from failure
+    except BaseException as error:  # SystemExit too; interrupts only reach the main thread
+        words = ": ".join(filter(None, (type(error).__name__, _line(error))))
+        raise ToolFailure(f"tool {name!r} raised {words}") from error
+    is_answer = type(observation) is Observation and type(observation.text) is str
+    if not is_answer or type(observation.error) not in (str, type(None)):
+        kind = type(observation).__name__
+        raise ToolFailure(f"tool {name!r}: expected an Observation of text, got {kind}")
+    return {**states, name: state}, observation
+
+
+def _line(error: BaseException) -> str:
+    """An error's message without line breaks, cut where it gets long."""
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:  # its __str__ is broken too
+        return ""
+    return text if len(text) <= _LINE else f"{text[:_LINE]}..."
