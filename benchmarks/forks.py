@@ -22,7 +22,7 @@ from elpo_jax.components import build
 from elpo_jax.config import EpisodeConfig, RolloutConfig, SamplerConfig, from_dict
 from elpo_jax.policy.model import Decoder
 from elpo_jax.rollout.bel import bel
-from elpo_jax.rollout.tree import Tree
+from elpo_jax.rollout.tree import ROOT, Tree
 from elpo_jax.sampler.device import Drawn
 from elpo_jax.sampler.engine import Chunk, Decoding, Engine, KeptRow, split_segment
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler, Summary
@@ -171,6 +171,11 @@ class Search:
         return trees, summary, {name: n - getattr(before, name) for name, n in after.items()}
 
 
+def whole_rollouts(tree: Tree) -> list[int]:
+    """The ordinals of rollouts that begin at the prompt."""
+    return [node.ordinal for node in tree.nodes if node.parent == ROOT]
+
+
 def forks(workload: Workload, repetitions: int) -> Row:
     """One row: sampled tokens a second, prefills and forks included."""
     name = f"BEL, {workload.name}, {workload.shape.name}"
@@ -197,9 +202,11 @@ def measured(name: str, forking: Search, refilling: Search, repetitions: int) ->
             f"{name}: expected {summary.saved_tokens} tokens to be prefilled again, got {repeated}"
         )
     sampled = done["decode_tokens"]
+    # Independent rollouts would be spared these as well; the rest is what branches share.
+    prompts = sum((len(whole_rollouts(tree)) - 1) * (len(tree.prompt) - 1) for tree in trees)
     note = (
         f"{sampled:,} tokens sampled, {done['prefill_tokens']:,} prefilled instead of "
-        f"{done_again['prefill_tokens']:,}"
+        f"{done_again['prefill_tokens']:,}; of the {repeated:,} more, {prompts:,} are prompts"
     )
     seconds, seconds_again = interleaved([forking.grow, refilling.grow], repetitions)
     peer = rates(sampled, seconds_again)
