@@ -113,6 +113,7 @@ def cold_start(
     if folder.exists():
         try:
             cached = load(folder, {"params": components.init_params()})
+            shutil.rmtree(partial, ignore_errors=True)
             return cached.parts["params"], cached.metadata
         except RunFault as fault:
             warn(f"warning: {fault}; the cold start is made anew")
