@@ -115,7 +115,7 @@ cp -r $disk/run $kept/run
                 ("4k", "/run/config.json", "no checkpoint yet"),
                 ("8k", "/run/trees/", "no checkpoint yet"),
                 ("60k", "/run/cold_start/", "no checkpoint yet"),
-                ("400k", "/run/checkpoints/", "no checkpoint yet"),
+                ("210k", "/run/checkpoints/", "no checkpoint yet"),
             )
         ),
     ],
