@@ -22,7 +22,7 @@ from runs import (
 )
 
 from elpo_jax.errors import UsageError
-from elpo_jax.metrics import TABLE
+from elpo_jax.metrics import TABLE, difference_interval
 from elpo_jax.report import verdict
 from elpo_jax.report.documents import criticals, does, episodes
 from elpo_jax.report.failures import lost_at, moves, sort_failures
@@ -83,8 +83,77 @@ def test_checks_look_where_something_is_off(tmp_path):
         "Gradients",
         "Infrastructure",
     }
-    before = verdict.judge(read_run(make_run(tmp_path / "healthy"))).checks
-    assert {c.name for c in before if c.state == "look"} == {"Training against held-out"}
+    healthy = verdict.judge(read_run(make_run(tmp_path / "healthy"))).checks
+    assert not [c for c in healthy if c.state == "look"]
+
+
+@pytest.mark.parametrize(("tasks", "state"), [(16, "ok"), (400, "look")])
+def test_training_against_held_out_is_judged_by_the_interval(tmp_path, tasks, state):
+    """100 % of the last step's training tasks, 80 % of 20 held-out ones: +20 points."""
+    folder = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    rows[-1]["rollout/tasks"] = tasks
+    write_rows(folder, rows)
+    (check,) = [c for c in verdict.judge(read_run(folder)).checks if "held-out" in c.name]
+    assert check.state == state
+    assert f"100.0% success unaided on {tasks} training tasks lately, 80.0% on 20" in check.text
+    assert "difference +20.0 points, 95% interval" in check.text
+
+
+def test_runs_of_before_unaided_success_was_counted(tmp_path):
+    folder = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    rows = [row | {"success/root": 0.9} for row in rows]
+    for row in rows:
+        row.pop("success/unaided", None)
+        row.pop("rollout/tasks", None)
+    write_rows(folder, rows)
+    checks = verdict.judge(read_run(folder)).checks
+    assert "Training against held-out" not in {check.name for check in checks}
+    text = read_page(write_report(folder)).text
+    assert "success/root of another version 0.9" in text
+
+
+# Gains of (before, after) solved, of 40 each.
+ALIKE = [(10, 20), (10, 22), (11, 20), (9, 21)]
+
+
+def gains(tmp_path, counts):
+    row = {"eval/success": 0.5, "eval/tasks": 40.0 * len(counts)}
+    rows = [{"step": step} | row for step in (0, 1)]
+    for number, pair in enumerate(counts):
+        for each, successes in zip(rows, pair, strict=True):
+            each[f"eval/success/{number}"] = successes / 40
+            each[f"eval/trials/{number}"] = 40
+    folder = make_run(tmp_path / "run")
+    write_rows(folder, rows)
+    found = verdict.judge(read_run(folder)).reasons
+    (sentence,) = [each for each in found if each.startswith("By question type")]
+    return sentence
+
+
+def test_groups_that_differ_by_chance_arent_named(tmp_path):
+    assert gains(tmp_path, ALIKE) == (
+        "By question type (n = 40 each), gains differ by no more than chance explains."
+    )
+
+
+def test_groups_that_gained_more_or_less_are_named(tmp_path):
+    assert gains(tmp_path, [*ALIKE, (2, 38), (20, 16)]) == (
+        "By question type, more was gained on 4 (+90.0, n = 40) and less was gained on 5 "
+        "(\N{MINUS SIGN}10.0, n = 40) than on the others together (points of success)."
+    )
+
+
+def test_the_interval_against_the_others_by_hand():
+    """Newcombe's intervals of both gains are joined as he joins Wilson's of two proportions."""
+    pair = verdict.Pair("a", verdict.Share(10, 40), verdict.Share(30, 40))
+    other = verdict.Pair("b", verdict.Share(20, 80), verdict.Share(30, 80))
+    low, high = verdict._against_others(pair, [pair, other], 1.96)
+    l1, u1 = difference_interval((10, 40), (30, 40))
+    l2, u2 = difference_interval((20, 80), (30, 80))
+    assert low == pytest.approx(0.375 - ((0.5 - l1) ** 2 + (u2 - 0.125) ** 2) ** 0.5)
+    assert high == pytest.approx(0.375 + ((u1 - 0.5) ** 2 + (0.125 - l2) ** 2) ** 0.5)
 
 
 def test_phases_and_spared_tokens(finished):
