@@ -180,8 +180,11 @@ def test_failures_are_sorted():
         ("mass", 1, 2),
     ]
     assert [(group.name, group.size) for group in found.errors] == [("none", 3)]
-    (trait,) = found.traits  # both calls of every episode are the same
-    assert trait[:3] == ("repeated a call word for word", 3, 1)
+    assert [trait[:3] for trait in found.traits] == [
+        ("answered another number than the last tool output", 0, 1),  # 1, and the tool says 42
+        ("repeated a call word for word", 3, 1),
+    ]
+    assert not found.telling
     assert [e.kind for e in found.examples] == ["ratio", "mass", "ratio"]
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import NormalDist
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -188,6 +189,11 @@ def difference_interval(
         p2 - p1 - math.hypot(high1 - p1, p2 - low2),
         p2 - p1 + math.hypot(p1 - low1, high2 - p2),
     )
+
+
+def simultaneous_z(count: int) -> float:
+    """The z at which `count` intervals hold together at 95 % (Bonferroni); 1.96 for one."""
+    return NormalDist().inv_cdf(1 - 0.025 / count)
 
 
 def markdown() -> str:

@@ -42,6 +42,7 @@ from elpo_jax.report.words import NOTHING, number, percent
 from elpo_jax.workdir import WorkDir, write_atomic
 
 PAGES = 100  # files of trees that get a page, if no other number is asked for
+TELLING = 2  # traits of failures that the summary tells
 BINS = 5  # of the histogram of t_crit / (K + 1)
 
 Bars = list[tuple[str, str, float, str]]  # label, count, share of the longest bar, address
@@ -221,27 +222,41 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
 
 
 def _summary(found: Failures, lost: Sequence[LostAt]) -> str:
-    """The failures in one sentence or two."""
+    """The failures in a few sentences, what sets them apart first."""
     if not found.failures:
         return ""
-    most = found.kinds[0]
-    mode = max(found.modes, key=lambda mode: found.by_mode(mode))
+    solved = found.trials - found.failures
     parts = [
-        f"{found.by_mode(mode)} of the {found.failures} failures: {mode_words(mode)}",
-        f"most are of the type {most.kind} ({most.failures} of its {most.trials} failed)",
+        f"{trait.failed} of the {found.failures} failures {trait.name}; {trait.solved} of the "
+        f"{solved} solved episodes did."
+        for trait in found.telling[:TELLING]
     ]
-    if found.traits:
-        trait, solved = found.traits[0], found.trials - found.failures
+    if not parts and found.traits and solved:
         parts.append(
-            f"{trait.failed} {trait.name}, of the {solved} solved episodes {trait.solved} did"
+            "Nothing that is looked for here sets failures apart from solved episodes by more than "
+            "chance."
         )
-    text = "; ".join(parts) + "."
+    mode = max(found.modes, key=lambda mode: found.by_mode(mode))
+    way = f"“{mode_words(mode)}” ({found.by_mode(mode)} of {found.failures})"
+    parts.append(f"The most frequent way to fail is {way}{_types(found)}.")
     if lost:
         searches = sum(group.size for group in lost)
-        text += (
-            f" In training, BEL lately placed the loss most often at: {lost[0].does} "
+        parts.append(
+            f"In training, BEL lately placed the loss most often at: {lost[0].does} "
             f"({lost[0].size} of {searches} searches)."
         )
+    return " ".join(parts)
+
+
+def _types(found: Failures) -> str:
+    """Which type has the most failures, and which the largest share; nothing if there is one."""
+    most = found.kinds[0]
+    if most.failures == found.failures:
+        return ""
+    worst = max(found.kinds, key=lambda row: (row.failures / row.trials, row.trials))
+    text = f", the most frequent type is {most.kind} ({most.failures} of {found.failures})"
+    if worst is not most:
+        text += f"; {worst.kind} fails most often ({worst.failures} of its {worst.trials})"
     return text
 
 

@@ -7,10 +7,9 @@ page: a change counts if its 95 % interval leaves out 0, and `CHECKS` says what 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
-from elpo_jax.metrics import Row, difference_interval, wilson
+from elpo_jax.metrics import Row, difference_interval, simultaneous_z, wilson
 from elpo_jax.report.run import Run, counts, total
 from elpo_jax.report.words import interval, number, percent, points, signed
 
@@ -200,7 +199,7 @@ def _groups(found: list[Change], what: str) -> str:
     ]
     if len(known) < 2:
         return ""
-    z = NormalDist().inv_cdf(1 - 0.025 / len(known))
+    z = simultaneous_z(len(known))
     bounds = [_against_others(pair, known, z) for pair in known]
     more = [pair for pair, (low, _) in zip(known, bounds, strict=True) if low > 0]
     less = [pair for pair, (_, high) in zip(known, bounds, strict=True) if high < 0]
