@@ -1,9 +1,7 @@
 """The report: what it says of a run, finished, begun or broken."""
 
 import json
-import math
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -18,17 +16,14 @@ from runs import (
     searched_tree,
     step_row,
     write_rows,
-    write_trees,
 )
 
-from elpo_jax.errors import UsageError
 from elpo_jax.metrics import TABLE, difference_interval
 from elpo_jax.report import verdict
 from elpo_jax.report.documents import criticals, does, episodes
 from elpo_jax.report.failures import lost_at, moves, sort_failures
 from elpo_jax.report.report import spread, write_report
-from elpo_jax.report.run import read_run, tree_files
-from elpo_jax.workdir import WorkDir
+from elpo_jax.report.run import read_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,20 +93,6 @@ def test_training_against_held_out_is_judged_by_the_interval(tmp_path, tasks, st
     assert check.state == state
     assert f"100.0% success unaided on {tasks} training tasks lately, 80.0% on 20" in check.text
     assert "difference +20.0 points, 95% interval" in check.text
-
-
-def test_runs_of_before_unaided_success_was_counted(tmp_path):
-    folder = make_run(tmp_path / "run")
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    rows = [row | {"success/root": 0.9} for row in rows]
-    for row in rows:
-        row.pop("success/unaided", None)
-        row.pop("rollout/tasks", None)
-    write_rows(folder, rows)
-    checks = verdict.judge(read_run(folder)).checks
-    assert "Training against held-out" not in {check.name for check in checks}
-    text = read_page(write_report(folder)).text
-    assert "success/root of another version 0.9" in text
 
 
 # Gains of (before, after) solved, of 40 each.
@@ -269,90 +250,6 @@ def test_only_the_report_is_written(tmp_path):
     } == first  # trees' pages depend on nothing else
 
 
-# Broken and unfinished folders
-
-
-def test_no_run_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match=r"config\.json: expected the config of a run, found none"):
-        write_report(WorkDir(tmp_path / "nothing"))
-    (tmp_path / "config.json").write_text("{torn")
-    with pytest.raises(UsageError, match="expected a run's files"):
-        write_report(WorkDir(tmp_path))
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UsageError, match="expected an object, got list"):
-        write_report(WorkDir(tmp_path))
-
-
-def test_a_run_that_has_only_begun(tmp_path):
-    folder = make_run(tmp_path / "run")
-    rows = folder.metrics.read_text().splitlines(keepends=True)
-    for file in tree_files(folder):
-        file.path.unlink()
-    folder.metrics.unlink()
-    text = read_page(write_report(folder)).text
-    assert "Too early to say" in text
-    assert "No row of metrics yet; 4 steps are planned." in text
-
-    folder.metrics.write_text(rows[0])  # the cold start's evaluation
-    text = read_page(write_report(folder)).text
-    assert "this run has one: held-out success 20.0% (4 of 20" in text
-    assert not list((folder.path / "plots").glob("policy.png"))
-
-    folder.metrics.write_text(rows[1])  # a step without an evaluation
-    assert "Too early to say" in read_page(write_report(folder)).text
-
-
-def test_torn_missing_and_odd_values(tmp_path):
-    folder = make_run(tmp_path / "run")
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    rows[1] |= {"policy/entropy": math.nan, "reward/mean": math.inf, "time/update": "<b>2</b>"}
-    del rows[2]["policy/entropy"]
-    write_rows(folder, rows)
-    with folder.metrics.open("a") as file:
-        file.write('{"step": 5, "reward/m')
-    text = folder.report.read_text() if write_report(folder) else ""
-    assert not re.search(r"\bnan\b|\binf\b|NaN|Infinity", text)
-    assert read_run(folder).series("policy/entropy") == [(3, 0.3), (4, 0.3)]
-    assert "4 of 4 steps are done" in text
-
-
-def test_a_broken_line_of_metrics_is_named(tmp_path):
-    folder = make_run(tmp_path / "run")
-    folder.metrics.write_text("{}\n")
-    with pytest.raises(UsageError, match=r"metrics\.jsonl:1: expected an object with a step"):
-        write_report(folder)
-
-
-def test_runs_of_before_trials_were_counted(tmp_path):
-    folder = make_run(tmp_path / "run")
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if "trials" not in k} for row in rows]
-    write_rows(folder, rows)
-    for file in tree_files(folder):
-        trees = json.loads(file.path.read_text())
-        for tree in trees:
-            del tree["task"]["calls"]
-        write_trees(file.path, trees)
-    text = read_page(write_report(folder)).text
-    assert "80.0% (16 of 20" in text
-    assert "This run's rows don't say how many tasks of each type were tried." in text
-
-
-def test_files_of_trees_that_cant_be_read_are_named(tmp_path):
-    folder = make_run(tmp_path / "run", steps=6)
-    tree = document(searched_tree())
-    tree["nodes"][2]["parent"] = 40
-    contents = ["[{torn", "{}", '[{"format": "other"}]', "[3]", json.dumps([tree])]
-    for step, content in enumerate(contents, 1):
-        folder.step_trees(step).write_text(content)
-    page = read_page(write_report(folder))
-    assert "Not everything could be read" in page.text
-    for step in range(1, 6):
-        assert f"trees/step_{step:06d}.json" in page.text
-        assert not (folder.trees / f"step_{step:06d}.html").exists()
-    assert (folder.trees / "step_000006.html").exists()
-
-
 def test_few_pages_are_spread_over_the_run_and_old_ones_removed(tmp_path):
     folder = make_run(tmp_path / "run")
     write_report(folder, pages=2)
@@ -367,13 +264,6 @@ def test_few_pages_are_spread_over_the_run_and_old_ones_removed(tmp_path):
     assert names == evaluations | {"step_000003.html"}
     assert "Training step 4" not in read_page(folder.trees / "index.html").text
     assert [spread(range(10), count) for count in (0, 1, 3)] == [[], [9], [0, 4, 9]]
-
-
-def test_a_folder_that_cant_be_written_is_one_line(tmp_path):
-    folder = make_run(tmp_path / "run")
-    (folder.report / "in the way").mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"report\.html: expected to write it, got"):
-        write_report(folder)
 
 
 # The command

@@ -222,7 +222,7 @@ def read(path: Path, last_step: int | None = None) -> list[Row]:
             break
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int:
             raise _damaged(path, number, f"an object with a step, got {line[:80]!r}")

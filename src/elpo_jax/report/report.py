@@ -45,6 +45,17 @@ PAGES = 100  # files of trees that get a page, if no other number is asked for
 TELLING = 2  # traits of failures that the summary tells
 BINS = 5  # of the histogram of t_crit / (K + 1)
 
+# What reading a file of trees may raise that isn't as a run writes it, or is nested too deeply.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)
+
 Bars = list[tuple[str, str, float, str]]  # label, count, share of the longest bar, address
 
 
@@ -103,7 +114,7 @@ def _write_trees(folder: WorkDir, pages: int) -> _Trees:
             before = found.files[-1] if found.files else None
             page = tree_page(file, documents, before, after)
             _note(found, file, documents)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             found.problems.append(f"trees/{file.path.name}: {type(error).__name__}: {reason}")
             continue
@@ -276,7 +287,7 @@ def _localisation(run: Run, trees: _Trees) -> dict[str, Any]:
         bins[min(BINS - 1, int(position * BINS - 1e-9))] += 1
     labels = [f"up to {(i + 1) / BINS:.1f}" for i in range(BINS)]
     searches = sum(value for _, value in run.series("bel/searches"))
-    prompts = int(run.config.get("train.batch_prompts", 0))
+    prompts = run.whole("train.batch_prompts")
     return {
         "localisation": charts(run, LOCALISATION),
         "position_bars": _bars(
@@ -329,11 +340,10 @@ def _progress(run: Run) -> str:
 
 
 def _batches(run: Run) -> str:
-    config = run.config
-    prompts, mini = config.get("train.batch_prompts"), config.get("train.mini_batch_prompts")
-    if not (isinstance(prompts, int) and isinstance(mini, int) and mini > 0):
+    prompts, mini = run.whole("train.batch_prompts"), run.whole("train.mini_batch_prompts")
+    if prompts <= 0 or mini <= 0:
         return ""
-    updates = -(-prompts // mini) * int(config.get("train.epochs", 1))
+    updates = -(-prompts // mini) * run.whole("train.epochs", 1)
     return f"A step rolls out {prompts} prompts and makes {updates} updates of {mini} prompts."
 
 

@@ -17,6 +17,13 @@ from elpo_jax.metrics import Row, held_out_counts, read
 from elpo_jax.rollout.tree_json import FORMAT
 from elpo_jax.workdir import WorkDir
 
+FAMILIES = {  # of trials, and of the success in them
+    "eval/trials/": "eval/success/",
+    "eval/trials_by_calls/": "eval/success_by_calls/",
+}
+SHARES = ("eval/success", "success/", "eval/end_")
+COUNTS = (*FAMILIES, "eval/tasks", "rollout/tasks")
+
 Document = Mapping[str, Any]  # a tree, as `rollout.tree_json` describes it
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -59,6 +66,11 @@ class Run:
         """A metric over the steps that have it."""
         return [(row["step"], row[name]) for row in self.rows if name in row]
 
+    def whole(self, key: str, default: int = 0) -> int:
+        """A whole number of the config; the default where it is missing or something else."""
+        value = self.config.get(key)
+        return value if type(value) is int else default
+
     def settings(self) -> list[Setting]:
         """All keys with value and default."""
         known, defaults = field_types(), Config()
@@ -98,14 +110,19 @@ def read_run(folder: WorkDir) -> Run:
         raise UsageError([f"{folder.config}: expected the config of a run, found none"]) from None
     except OSError as error:
         raise UsageError([f"{folder.path}: expected a run's folder, got: {error}"]) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError([f"{folder.path}: expected a run's files, got: {error}"]) from None
     if not isinstance(config, dict):
         raise UsageError([f"{folder.config}: expected an object, got {type(config).__name__}"])
+    finite = [_finite(row) for row in rows]
+    for number, row in enumerate(finite, 1):  # every line is a row
+        if problem := _impossible(row):
+            mend = "mend the line, or delete it"
+            raise UsageError([f"{folder.metrics}:{number}: {problem}; {mend}"])
     return Run(
         name=folder.path.resolve().name,
         config=_flat(config),
-        rows=[_finite(row) for row in rows],
+        rows=finite,
         written=folder.metrics.stat().st_mtime if rows else None,
     )
 
@@ -168,6 +185,20 @@ def _finite(row: Row) -> Row:
         for name, value in row.items()
         if type(value) in (int, float) and math.isfinite(value)
     }
+
+
+def _impossible(row: Row) -> str:
+    """What a row says of success that can't be, or ''. Sentences and intervals are made of it."""
+    for name, value in row.items():
+        if name.startswith(SHARES) and not 0 <= value <= 1:
+            return f"{name}: expected a share from 0 to 1, got {value}"
+        if name.startswith(COUNTS) and value < 0:
+            return f"{name}: expected a count, got {value}"
+        for trials, success in FAMILIES.items():
+            share = success + name.removeprefix(trials)
+            if name.startswith(trials) and share not in row:
+                return f"{name}: expected {share} beside it, got none"
+    return ""
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
