@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
 def test_the_report_opens_with_the_verdict(finished):
     text = read_page(finished.report).text
     assert "Training worked" in text
+    assert "Where critical steps lie, all saved trees" in text
     # Wilson's intervals of 16 and 4 of 20, Newcombe's of the difference.
     assert "80.0% (16 of 20, 95% interval 58.4 to 91.9)" in text
     assert "20.0% (4 of 20, 95% interval 8.1 to 41.6)" in text
@@ -252,10 +253,15 @@ def test_only_the_report_is_written(tmp_path):
 
 def test_few_pages_are_spread_over_the_run_and_old_ones_removed(tmp_path):
     folder = make_run(tmp_path / "run")
-    write_report(folder, pages=2)
+    page = read_page(write_report(folder, pages=2)).text
     names = {file.name for file in folder.trees.glob("*.html")}
     evaluations = {"eval_000000.html", "eval_000004.html", "index.html"}
     assert names == evaluations | {"step_000001.html", "step_000004.html"}
+    assert "Where critical steps lie, the saved trees of the 2 steps that have a page" in page
+    assert (
+        "resolved searches of the last quarter of the steps, in the saved trees of the 2 steps"
+        in page
+    )
     assert "2 more steps have no page" in read_page(folder.trees / "index.html").text
 
     folder.step_trees(4).unlink()

@@ -9,6 +9,7 @@ import pytest
 from runs import document, make_run, read_page, searched_tree, write_rows, write_trees
 
 from elpo_jax import training
+from elpo_jax.config import Config
 from elpo_jax.errors import UsageError
 from elpo_jax.report import verdict
 from elpo_jax.report.report import write_report
@@ -28,6 +29,57 @@ def test_runs_of_before_unaided_success_was_counted(tmp_path):
     assert "Training against held-out" not in {check.name for check in checks}
     text = read_page(write_report(folder)).text
     assert "success/root of another version 0.9" in text
+
+
+def test_what_broke_stands_near_the_top(tmp_path):
+    folder = make_run(tmp_path / "a run")
+    for name in ("step_000012", "cold_start", "evaluation_000000", "warm_up_000003"):
+        (folder.faults / name).mkdir(parents=True)
+    (folder.faults / "checkpoint_000008_2").mkdir()
+    fault = {"message": "the gradient is\nNaN <b>", "tasks": ["a", "b", "c", "d", "e"]}
+    (folder.faults / "step_000012" / "fault.json").write_text(json.dumps(fault))
+    (folder.faults / "warm_up_000003" / "fault.json").write_text("[]")
+    head = read_page(write_report(folder)).text.partition("What changed with it")[0]
+    for text in (
+        "Stopped during step 12: the gradient is NaN <b>; tasks: a, b, c and 2 more.",
+        f"Where it arises: python -m elpo_jax.replay --dump '{folder.faults}/step_000012'",
+        "A checkpoint was damaged, put aside and not used: checkpoint_000008_2.",
+        "Stopped during cold start; its dump was never finished.",
+        "Stopped during evaluation 0; its dump was never finished.",
+        "Stopped during warm up 3; its dump can't be read: TypeError",
+    ):
+        assert text in head, text
+    assert "Something broke" not in read_page(write_report(make_run(tmp_path / "well"))).text
+
+
+def test_notes_on_the_data_are_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert "Nothing was noted." in read_page(write_report(folder)).text
+    folder.notes.write_text('["data.train: q.jsonl:7: expected <JSON>"]')
+    assert "data.train: q.jsonl:7: expected <JSON>" in read_page(write_report(folder)).text
+    for broken in ("[", "3"):
+        folder.notes.write_text(broken)
+        assert "notes.json can't be read: " in read_page(write_report(folder)).text
+
+
+def test_training_leaves_its_notes_for_the_report(tmp_path, monkeypatch):
+    """They are written before anything compiles, once."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(*arguments):
+        raise Stop
+
+    monkeypatch.setattr(training, "Trainer", stop)
+    components = SimpleNamespace(config=Config(), notes=["data.eval: bad rows: 3"])
+    display = SimpleNamespace(note=lambda line: None)
+    folder = WorkDir(tmp_path / "run")
+    for notes in (components.notes, []):
+        components.notes = notes
+        with pytest.raises(Stop):
+            training.train(components, folder, display, None)
+        assert json.loads(folder.notes.read_text()) == ["data.eval: bad rows: 3"]
 
 
 def test_no_run_is_one_line(tmp_path):

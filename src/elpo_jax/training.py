@@ -37,12 +37,15 @@ def train(
       RunFault: a disk, a file, a tool or a number broke; what was saved before stands.
       Interrupted: after the state was saved.
     """
-    for line in components.notes:
+    notes = components.notes
+    for line in notes:
         display.note(line)
     try:
         _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
         with folder.locked():
             _claim(components, folder)
+            if notes and not folder.notes.exists():  # for the report
+                write_json(folder.notes, notes)
             keep = components.config.checkpoint.keep
             with Checkpoints(folder.checkpoints, keep) as checkpoints:
                 checkpoints.drop_broken(folder.faults, display.note)

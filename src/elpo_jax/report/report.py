@@ -23,6 +23,7 @@ from elpo_jax.report.failures import (
     moves,
     sort_failures,
 )
+from elpo_jax.report.faults import faults
 from elpo_jax.report.pages import render
 from elpo_jax.report.panels import (
     EPISODES,
@@ -95,7 +96,8 @@ def write_report(folder: WorkDir, pages: int = PAGES) -> Path:
     try:
         trees = _write_trees(folder, pages)
         write_plots(run, folder.path / "plots")
-        write_atomic(folder.report, render("report", **_context(run, trees)))
+        context = _context(run, trees) | {"faults": faults(folder)}
+        write_atomic(folder.report, render("report", **context))
     except OSError as error:
         raise UsageError([f"{folder.report}: expected to write it, got: {error}"]) from None
     return folder.report
@@ -164,6 +166,7 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
         "verdict": verdict,
         "problems": trees.problems,
         "has_trees": bool(trees.files),
+        "read": _what_was_read(trees),
         "learning": [chart for chart in (success_chart(run), *charts(run, LEARNING)) if chart],
         "by_kind": by_kind,
         "by_calls": changes(run, "calls"),
@@ -182,6 +185,14 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
         **_localisation(run, trees),
         **_failures(run, trees),
     }
+
+
+def _what_was_read(trees: _Trees) -> str:
+    """Of which training trees the report tells: files without a page aren't read."""
+    if not trees.left_out:
+        return "all saved trees"
+    steps = sum(not file.is_evaluation for file in trees.files)
+    return f"the saved trees of the {steps} steps that have a page"
 
 
 def _failures(run: Run, trees: _Trees) -> dict[str, Any]:

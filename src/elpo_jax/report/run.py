@@ -45,12 +45,14 @@ class Run:
       config: values by dotted key.
       rows: of metrics; values that aren't finite numbers are left out.
       written: when the last row was written, in seconds since the epoch; None without rows.
+      notes: lines on the data: what was read, and what of it isn't used.
     """
 
     name: str
     config: Mapping[str, Any]
     rows: list[Row]
     written: float | None
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -124,6 +126,7 @@ def read_run(folder: WorkDir) -> Run:
         config=_flat(config),
         rows=finite,
         written=folder.metrics.stat().st_mtime if rows else None,
+        notes=_notes(folder),
     )
 
 
@@ -177,6 +180,14 @@ def _load(path: Path) -> Any:
     if "\\ud" in text.lower():
         value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     return value
+
+
+def _notes(folder: WorkDir) -> tuple[str, ...]:
+    """The notes on the data; where they can't be read, that is the note."""
+    try:
+        return tuple(map(str, _load(folder.notes))) if folder.notes.exists() else ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return (f"{folder.notes.name} can't be read: {type(error).__name__}: {error}",)
 
 
 def _finite(row: Row) -> Row:
