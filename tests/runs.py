@@ -77,7 +77,8 @@ def step_row(step, steps):
     part = step / steps
     return {
         "reward/mean": part - 0.5,
-        "success/root": part,
+        "success/unaided": part,
+        "rollout/tasks": 16.0,
         "success/mean": part / 2,
         "episode/end_answer": 0.5 + part / 2,
         "episode/error_share": 0.2 - part / 10,

@@ -30,7 +30,7 @@ def test_without_a_terminal_each_step_is_a_line():
     with Display(console, clock) as display:
         display.start("train", 4)
         clock.now += 30  # the first step compiles
-        display.step(1, {"success/root": 0.25, "eval/success": 0.5})
+        display.step(1, {"success/unaided": 0.25, "eval/success": 0.5})
         clock.now += 10
         display.step(2, {"reward/mean": -0.5, "sampler/tokens_per_s": 1234.5})
         display.note("saved [bold]")
@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar():
     out = io.StringIO()
     with Display(Console(file=out, force_terminal=True, width=100), Clock()) as display:
         display.start("train", 2)
-        display.step(1, {"success/root": 0.5})
+        display.step(1, {"success/unaided": 0.5})
         display.note("hello")
     assert "1/2" in out.getvalue()
     assert "success 50.0%" in out.getvalue()

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 from runs import document, make_run, searched_tree, write_trees
+from worlds import answer_step, call_step, empty_tree, rollout
 
 from elpo_jax.report.report import write_report
+from elpo_jax.rollout.tree import ROOT
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -166,6 +168,39 @@ def test_pages_fit_their_window_and_can_be_read(page, folder, width, scheme):
         )
         assert abs(colours[0] - colours[1]) > 500, path  # of 765
         assert (colours[1] > colours[0]) == (scheme == "light"), path
+
+
+@pytest.mark.parametrize("turns", [3, 4, 5, 8])
+def test_a_tree_fits_beside_its_details(page, folder, turns):
+    """Up to five turns at 1280 pixels; of a deeper tree the open node is in view."""
+    tree = empty_tree()
+    for ordinal in range(2):
+        calls = [call_step(arguments={"element": "Uue"}) for _ in range(turns - 1)]
+        tree.add(rollout(ordinal, ROOT, [*calls, answer_step()], False, end="observation"))
+    tree.add(rollout(2, 0, [answer_step()], True))
+    own = make_run(folder.path / f"turns_{turns}")
+    write_trees(own.step_trees(3), [document(tree)])
+    write_report(own)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    visit(page, own.trees / "step_000003.html")
+    frame, prompt, opened = (
+        page.locator(each).bounding_box()
+        for each in (".canvas", ".node[data-node='-1']", ".node.open")
+    )
+    assert within(opened, frame)
+    ends = page.locator(".canvas > svg text").all()
+    drawing = page.locator(".canvas > svg").bounding_box()
+    assert all(within(end.bounding_box(), drawing) for end in ends if end.bounding_box())
+    if turns <= 5:
+        assert within(prompt, frame)
+        assert within(drawing, frame)
+        assert drawing["width"] >= 0.78 * float(
+            page.locator(".canvas > svg").get_attribute("width")
+        )
+
+
+def within(part, box):
+    return part["x"] >= box["x"] - 1 and part["x"] + part["width"] <= box["x"] + box["width"] + 1
 
 
 def test_pages_stand_without_scripts(browser, folder):

@@ -44,8 +44,8 @@ def test_nodes_carry_what_the_tree_knows(finished):
         "trajectory advantage",
         "hierarchical advantage",
         "mean entropy, nats",
-        "✗ failed, R \N{MINUS SIGN}1.10 · out of tokens",
-        "✓ right, R +1.00 · answered",
+        "✗ failed, R \N{MINUS SIGN}1.10, out of tokens",
+        "✓ right, R +1.00, answered",
     ):
         assert words_ in text, words_
 

@@ -160,9 +160,11 @@ def test_statistics_by_hand():
     # Trajectories: nodes 0-1-2 (5 + 2 + 1 tokens), 0-3 (5 + 1), 4 (4 tokens).
     other = empty_tree()
     other.add(rollout(0, ROOT, [call_step(is_open=False)], True, 0.5, end="calls"))
-    assert summarize([small_tree(), other]) == {
+    small = small_tree()
+    small.first_wave = other.first_wave = 1
+    assert summarize([small, other]) == {
         "success/mean": 2 / 4,
-        "success/root": 1 / 3,
+        "success/unaided": 1 / 2,
         "reward/mean": pytest.approx((-1.1 + 1 - 0.6 + 0.5) / 4),
         "response_length/mean": (8 + 6 + 4 + 2) / 4,
         "episode/turns": (3 + 2 + 1 + 1) / 4,
@@ -174,6 +176,7 @@ def test_statistics_by_hand():
         "episode/end_calls": 1 / 4,
         "episode/end_observation": 0.0,
         "rollout/total": 4.0,
+        "rollout/tasks": 2.0,
         "rollout/per_tree": 2.0,
         "bel/searches": 1.0,
         "bel/localized_frac": 1.0,
@@ -184,7 +187,7 @@ def test_statistics_by_hand():
 
 
 def test_statistics_leave_out_what_is_undefined():
-    assert summarize([]) == {"rollout/total": 0.0}
+    assert summarize([]) == {"rollout/total": 0.0, "rollout/tasks": 0.0}
     tree = empty_tree()
     tree.add(rollout(0, ROOT, [answer_step()], True))
     metrics = summarize([tree])

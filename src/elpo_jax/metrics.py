@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import NormalDist
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -42,7 +43,11 @@ class Metric(NamedTuple):
 TABLE = (
     Metric("reward/mean", "mean shaped reward of the trajectories, branches included"),
     Metric("success/mean", "share of trajectories that the verifier accepts, branches included"),
-    Metric("success/root", "the same over full trajectories: what the policy does unaided"),
+    Metric(
+        "success/unaided",
+        "the same over each task's first rollouts, asked for before any outcome is known: "
+        "what the policy does unaided, under every algorithm",
+    ),
     Metric("response_length/mean", "tokens after the prompt, the environment's included"),
     Metric("episode/turns", "assistant turns a trajectory"),
     Metric("episode/calls", "turns a trajectory that ask for a tool"),
@@ -52,6 +57,7 @@ TABLE = (
     Metric("episode/tool_timeouts", "of these, calls that ran over episode.tool_seconds"),
     Metric("episode/dropped_tasks", "tasks that left the batch after too many drops"),
     Metric("rollout/total", "rollouts of the step, branches included"),
+    Metric("rollout/tasks", "tasks of the step, without those that were dropped"),
     Metric("rollout/per_tree", "rollouts a tree, branches included"),
     Metric("bel/searches", "searches a tree"),
     Metric("bel/localized_frac", "share of searches resolved within the budget"),
@@ -165,8 +171,10 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
-def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
-    """95 % interval of a change in a proportion, from Wilson's intervals of the two.
+def difference_interval(
+    before: tuple[int, int], after: tuple[int, int], z: float = 1.96
+) -> tuple[float, float]:
+    """Interval of a change in a proportion, 95 % by default, from Wilson's intervals of the two.
 
     With d = p₂ - p₁: d - √((u₁-p₁)² + (p₂-l₂)²) to d + √((p₁-l₁)² + (u₂-p₂)²); Newcombe 1998 (Stat.
     Med. 17, 873), method 10, for independent samples. On the same tasks twice it is cautious.
@@ -175,12 +183,17 @@ def difference_interval(before: tuple[int, int], after: tuple[int, int]) -> tupl
       before: (successes, trials), at least one trial.
       after: the same.
     """
-    (low1, high1), (low2, high2) = wilson(*before), wilson(*after)
+    (low1, high1), (low2, high2) = wilson(*before, z), wilson(*after, z)
     p1, p2 = before[0] / before[1], after[0] / after[1]
     return (
         p2 - p1 - math.hypot(high1 - p1, p2 - low2),
         p2 - p1 + math.hypot(p1 - low1, high2 - p2),
     )
+
+
+def simultaneous_z(count: int) -> float:
+    """The z at which `count` intervals hold together at 95 % (Bonferroni); 1.96 for one."""
+    return NormalDist().inv_cdf(1 - 0.025 / count)
 
 
 def markdown() -> str:
@@ -209,7 +222,7 @@ def read(path: Path, last_step: int | None = None) -> list[Row]:
             break
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int:
             raise _damaged(path, number, f"an object with a step, got {line[:80]!r}")

@@ -18,7 +18,7 @@ Counts = Mapping[str, tuple[int, int]]  # kind of task -> (successes, trials)
 # Metric, label and format of what fits beside the bar.
 _SHOWN = (
     ("sft/loss", "loss", "{:.3f}"),
-    ("success/root", "success", "{:.1%}"),
+    ("success/unaided", "success", "{:.1%}"),
     ("reward/mean", "reward", "{:+.2f}"),
     ("sampler/tokens_per_s", "tokens/s", "{:,.0f}"),
     ("eval/success", "eval", "{:.1%}"),

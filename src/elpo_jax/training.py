@@ -18,6 +18,7 @@ from elpo_jax.learner.update import TrainState
 from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
+from elpo_jax.report.words import short
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks.base import TRAIN
 from elpo_jax.tasks.files import KEYS
@@ -35,12 +36,15 @@ def train(
       RunFault: a disk, a file, a tool or a number broke; what was saved before stands.
       Interrupted: after the state was saved.
     """
-    for line in components.notes:
+    notes = components.notes
+    for line in notes:
         display.note(line)
     try:
         _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
         with folder.locked():
             _claim(components, folder)
+            if notes and not folder.notes.exists():  # for the report
+                write_json(folder.notes, notes)
             keep = components.config.checkpoint.keep
             with Checkpoints(folder.checkpoints, keep) as checkpoints:
                 checkpoints.drop_broken(folder.faults, display.note)
@@ -309,9 +313,12 @@ class _Run:
         """Writes the report; where that fails the run stands all the same."""
         try:
             self.display.note(f"report: {write_report(self.folder)}")
-        except UsageError as error:
+        except Exception as error:
+            # Whatever it is, the run is done and saved: a mistake in the report mustn't end it with
+            # a traceback. The command below shows that.
+            what = str(error) if isinstance(error, UsageError) else repr(error)
             again = f"python -m elpo_jax.report --workdir {self.folder.path}"
-            self.display.note(f"no report: {error}; once that is mended: {again}")
+            self.display.note(f"no report: {short(what, 300)}; once that is mended: {again}")
 
 
 def _tasks_of(error: NonFiniteSampleError | NonFiniteUpdateError) -> str:

@@ -27,6 +27,11 @@ class WorkDir:
         return self.path / "config.json"
 
     @property
+    def notes(self) -> Path:
+        """Lines on what was read of data files and what of it isn't used; only if there are any."""
+        return self.path / "notes.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

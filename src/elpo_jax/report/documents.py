@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from elpo_jax.report.origins import Origins, drifts, origins
 from elpo_jax.report.run import Document
 from elpo_jax.report.words import answer
 
@@ -39,6 +40,8 @@ class Episode(NamedTuple):
       calls: how many were made.
       repeats: two of them were the same.
       solver_calls: how many the suite's solver makes; None in trees of before that was saved.
+      origins: what its calls hold that nothing before them gave.
+      drifts: the answer is a number, but not that of the last output.
       turns: all of them.
       tree: number of the tree in its file.
       leaf: node that ends the trajectory.
@@ -57,6 +60,8 @@ class Episode(NamedTuple):
     calls: int
     repeats: bool
     solver_calls: int | None
+    origins: Origins
+    drifts: bool
     turns: tuple[Turn, ...]
     tree: int
     leaf: int
@@ -111,6 +116,8 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
             calls=sum(node["is_call"] for node in nodes),
             repeats=len(set(calls)) < len(calls),
             solver_calls=task.get("calls"),
+            origins=origins(document["prompt"]["text"] + task["question"], nodes),
+            drifts=drifts(leaf["answer"], nodes),
             turns=tuple(turn(node) for node in nodes),
             tree=number,
             leaf=leaf["node"],

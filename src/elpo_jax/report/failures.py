@@ -1,13 +1,17 @@
 """What the policy does wrong now: the failures of the newest evaluation, sorted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from elpo_jax.metrics import difference_interval, simultaneous_z
 from elpo_jax.report.documents import MODES, Critical, Episode
 from elpo_jax.report.words import short
 
+# From this share of the tasks on, and at least so many, a number that nothing gave is a constant
+# that the policy knows: Avogadro's, or the 100 of percentages.
+CONSTANT_SHARE, CONSTANT_TASKS = 0.05, 3
 EXAMPLES = 12  # failed episodes that the report shows
 ERRORS = 6  # texts of errors that it lists
 
@@ -51,7 +55,9 @@ class Failures:
       kinds: by question type, the most failures first.
       errors: by the kind of the first tool error; 'none' for those without.
       messages: the most frequent first errors as the tools put them.
-      traits: what failures have more often or less often than successes, the most telling first.
+      traits: what failures have more often or less often than successes, the largest difference of
+        shares first.
+      telling: those that failures have more often than chance explains, the most telling first.
       examples: failures of all types, those of frequent modes first.
     """
 
@@ -62,6 +68,7 @@ class Failures:
     errors: tuple[Group, ...]
     messages: tuple[Group, ...]
     traits: tuple[Trait, ...]
+    telling: tuple[Trait, ...]
     examples: tuple[Episode, ...]
 
     def by_mode(self, mode: str) -> int:
@@ -95,6 +102,7 @@ def sort_failures(episodes: Sequence[Episode]) -> Failures:
     trials = Counter(episode.kind for episode in episodes)
     by_kind = Counter(episode.kind for episode in failed)
     by_both = Counter((episode.kind, episode.mode) for episode in failed)
+    traits = _traits(episodes)
     return Failures(
         trials=len(episodes),
         failures=len(failed),
@@ -105,7 +113,8 @@ def sort_failures(episodes: Sequence[Episode]) -> Failures:
         ),
         errors=_groups(failed, lambda episode: (episode.error or "none").replace("_", " ")),
         messages=_groups([e for e in failed if e.error], _message)[:ERRORS],
-        traits=tuple(_traits(episodes)),
+        traits=tuple(traits),
+        telling=_telling(traits, len(failed), len(episodes) - len(failed)),
         examples=tuple(_examples(failed, [kind for kind, _ in by_kind.most_common()], modes)),
     )
 
@@ -155,7 +164,12 @@ def _message(episode: Episode) -> str:
     return short(episode.error_text, 60)
 
 
-_TRAITS: Mapping[str, Callable[[Episode], bool]] = {
+# In sentences such as '12 of the 40 failures called no tool; 3 of the 60 solved episodes did.'
+_TRAITS: dict[str, Callable[[Episode], bool]] = {
+    "asked a tool about something that neither the question nor a tool named": lambda e: bool(
+        e.origins.names
+    ),
+    "answered another number than the last tool output": lambda e: e.drifts,
     "called no tool": lambda e: not e.calls,
     "repeated a call word for word": lambda e: e.repeats,
     "saw a tool error": lambda e: e.error is not None,
@@ -171,17 +185,56 @@ _TRAITS: Mapping[str, Callable[[Episode], bool]] = {
 def _traits(episodes: Sequence[Episode]) -> list[Trait]:
     failed = [episode for episode in episodes if not episode.success]
     solved = [episode for episode in episodes if episode.success]
+    constants = _constants(episodes)
+    traits = _TRAITS | {
+        "put a number into a call that neither the question nor a tool gave": lambda e: bool(
+            e.origins.numbers - constants
+        )
+    }
     found = []
-    for name, has in _TRAITS.items():
+    for name, has in traits.items():
         losers = [episode for episode in failed if has(episode)]
         winners = sum(map(has, solved))
         if losers or winners:
             found.append(Trait(name, len(losers), winners, losers[0] if losers else None))
+    return sorted(found, key=lambda t: abs(_excess(t, len(failed), len(solved))), reverse=True)
 
-    def tells(trait: Trait) -> float:
-        return abs(trait.failed / max(1, len(failed)) - trait.solved / max(1, len(solved)))
 
-    return sorted(found, key=tells, reverse=True)
+def _constants(episodes: Sequence[Episode]) -> set[float]:
+    """Numbers that calls of many tasks hold although nothing gave them."""
+    uses = {(number, episode.task) for episode in episodes for number in episode.origins.numbers}
+    tasks = len({episode.task for episode in episodes})
+    least = max(CONSTANT_TASKS, CONSTANT_SHARE * tasks)
+    return {number for number, count in Counter(n for n, _ in uses).items() if count >= least}
+
+
+def _excess(trait: Trait, failures: int, successes: int) -> float:
+    """How much larger the trait's share is among failures."""
+    return trait.failed / max(1, failures) - trait.solved / max(1, successes)
+
+
+def _telling(traits: Sequence[Trait], failures: int, successes: int) -> tuple[Trait, ...]:
+    """Traits that failures have more often, at 95 % for all traits together.
+
+    The difference of shares has an interval above 0, as wide as all traits ask for; then, without
+    those found, as wide as the others ask for, and so on (Holm 1979).
+    """
+    if not failures or not successes:
+        return ()
+    found: list[Trait] = []
+    left = list(traits)
+    while left:
+        z = simultaneous_z(len(left))
+        above = [
+            trait
+            for trait in left
+            if difference_interval((trait.solved, successes), (trait.failed, failures), z)[0] > 0
+        ]
+        if not above:
+            break
+        found += above
+        left = [trait for trait in left if trait not in above]
+    return tuple(sorted(found, key=lambda t: _excess(t, failures, successes), reverse=True))
 
 
 def _examples(

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-NODE_WIDTH, NODE_HEIGHT = 188, 44
-ROOT_WIDTH = 110
-GAP, ROW = 32, 62  # between columns; from row to row
-MARGIN, END_WIDTH = 20, 122  # END_WIDTH: room for the verdict behind a leaf
+# In a window of 1280 pixels a tree of three turns fits beside its details, and one of four or five
+# is made smaller to fit (tree.js).
+NODE_WIDTH, NODE_HEIGHT = 164, 44
+ROOT_WIDTH = 84
+GAP, ROW = 22, 62  # between columns; from row to row
+MARGIN, END_WIDTH = 14, 118  # END_WIDTH: room for the verdict behind a leaf
 
 
 class Place(NamedTuple):

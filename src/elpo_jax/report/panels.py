@@ -173,7 +173,7 @@ def success_chart(run: Run) -> Chart | None:
     band = [(row["step"], *wilson(*total(row))) for row in rows if total(row)[1]]
     lines = [
         Line("held-out, with 95% interval", run.series("eval/success"), band, marked=True),
-        Line("training, full trajectories", run.series("success/root"), smooth=True),
+        Line("training, unaided", run.series("success/unaided"), smooth=True),
         Line("training, with branches", run.series("success/mean"), smooth=True),
     ]
     return line_chart(
@@ -181,7 +181,8 @@ def success_chart(run: Run) -> Chart | None:
         lines,
         steps=_axis(run),
         unit="percent",
-        note="Held-out: the same tasks each time.",
+        note="Held-out: the same tasks each time. Unaided: each task's first rollouts, asked for "
+        "before any outcome is known; later ones depend on what came before.",
     )
 
 

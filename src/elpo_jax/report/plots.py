@@ -82,7 +82,7 @@ def write_plots(run: Run, folder: Path) -> list[Path]:
 
 def _success(run: Run) -> Figure | None:
     rows = [row for row in run.evaluations if total(row)[1]]
-    training = run.series("success/root")
+    training = run.series("success/unaided")
     if not rows and not training:
         return None
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -102,7 +102,7 @@ def _success(run: Run) -> Figure | None:
         values = [row["eval/success"] for row in rows]
         axes.plot(steps, values, "o-", color=COLOURS[0], ms=4.5, label="held-out, 95% interval")
     if training:
-        _line(axes, training, 1, "training, full trajectories")
+        _line(axes, training, 1, "training, unaided")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)
     return figure

@@ -23,6 +23,7 @@ from elpo_jax.report.failures import (
     moves,
     sort_failures,
 )
+from elpo_jax.report.faults import faults
 from elpo_jax.report.pages import render
 from elpo_jax.report.panels import (
     EPISODES,
@@ -42,7 +43,19 @@ from elpo_jax.report.words import NOTHING, number, percent
 from elpo_jax.workdir import WorkDir, write_atomic
 
 PAGES = 100  # files of trees that get a page, if no other number is asked for
+TELLING = 2  # traits of failures that the summary tells
 BINS = 5  # of the histogram of t_crit / (K + 1)
+
+# What reading a file of trees may raise that isn't as a run writes it, or is nested too deeply.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)
 
 Bars = list[tuple[str, str, float, str]]  # label, count, share of the longest bar, address
 
@@ -83,7 +96,8 @@ def write_report(folder: WorkDir, pages: int = PAGES) -> Path:
     try:
         trees = _write_trees(folder, pages)
         write_plots(run, folder.path / "plots")
-        write_atomic(folder.report, render("report", **_context(run, trees)))
+        context = _context(run, trees) | {"faults": faults(folder)}
+        write_atomic(folder.report, render("report", **context))
     except OSError as error:
         raise UsageError([f"{folder.report}: expected to write it, got: {error}"]) from None
     return folder.report
@@ -102,7 +116,7 @@ def _write_trees(folder: WorkDir, pages: int) -> _Trees:
             before = found.files[-1] if found.files else None
             page = tree_page(file, documents, before, after)
             _note(found, file, documents)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             found.problems.append(f"trees/{file.path.name}: {type(error).__name__}: {reason}")
             continue
@@ -152,6 +166,7 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
         "verdict": verdict,
         "problems": trees.problems,
         "has_trees": bool(trees.files),
+        "read": _what_was_read(trees),
         "learning": [chart for chart in (success_chart(run), *charts(run, LEARNING)) if chart],
         "by_kind": by_kind,
         "by_calls": changes(run, "calls"),
@@ -170,6 +185,14 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
         **_localisation(run, trees),
         **_failures(run, trees),
     }
+
+
+def _what_was_read(trees: _Trees) -> str:
+    """Of which training trees the report tells: files without a page aren't read."""
+    if not trees.left_out:
+        return "all saved trees"
+    steps = sum(not file.is_evaluation for file in trees.files)
+    return f"the saved trees of the {steps} steps that have a page"
 
 
 def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
@@ -221,27 +244,41 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
 
 
 def _summary(found: Failures, lost: Sequence[LostAt]) -> str:
-    """The failures in one sentence or two."""
+    """The failures in a few sentences, what sets them apart first."""
     if not found.failures:
         return ""
-    most = found.kinds[0]
-    mode = max(found.modes, key=lambda mode: found.by_mode(mode))
+    solved = found.trials - found.failures
     parts = [
-        f"{found.by_mode(mode)} of the {found.failures} failures: {mode_words(mode)}",
-        f"most are of the type {most.kind} ({most.failures} of its {most.trials} failed)",
+        f"{trait.failed} of the {found.failures} failures {trait.name}; {trait.solved} of the "
+        f"{solved} solved episodes did."
+        for trait in found.telling[:TELLING]
     ]
-    if found.traits:
-        trait, solved = found.traits[0], found.trials - found.failures
+    if not parts and found.traits and solved:
         parts.append(
-            f"{trait.failed} {trait.name}, of the {solved} solved episodes {trait.solved} did"
+            "Nothing that is looked for here sets failures apart from solved episodes by more than "
+            "chance."
         )
-    text = "; ".join(parts) + "."
+    mode = max(found.modes, key=lambda mode: found.by_mode(mode))
+    way = f"“{mode_words(mode)}” ({found.by_mode(mode)} of {found.failures})"
+    parts.append(f"The most frequent way to fail is {way}{_types(found)}.")
     if lost:
         searches = sum(group.size for group in lost)
-        text += (
-            f" In training, BEL lately placed the loss most often at: {lost[0].does} "
+        parts.append(
+            f"In training, BEL lately placed the loss most often at: {lost[0].does} "
             f"({lost[0].size} of {searches} searches)."
         )
+    return " ".join(parts)
+
+
+def _types(found: Failures) -> str:
+    """Which type has the most failures, and which the largest share; nothing if there is one."""
+    most = found.kinds[0]
+    if most.failures == found.failures:
+        return ""
+    worst = max(found.kinds, key=lambda row: (row.failures / row.trials, row.trials))
+    text = f", the most frequent type is {most.kind} ({most.failures} of {found.failures})"
+    if worst is not most:
+        text += f"; {worst.kind} fails most often ({worst.failures} of its {worst.trials})"
     return text
 
 
@@ -261,7 +298,7 @@ def _localisation(run: Run, trees: _Trees) -> dict[str, Any]:
         bins[min(BINS - 1, int(position * BINS - 1e-9))] += 1
     labels = [f"up to {(i + 1) / BINS:.1f}" for i in range(BINS)]
     searches = sum(value for _, value in run.series("bel/searches"))
-    prompts = int(run.config.get("train.batch_prompts", 0))
+    prompts = run.whole("train.batch_prompts")
     return {
         "localisation": charts(run, LOCALISATION),
         "position_bars": _bars(
@@ -314,11 +351,10 @@ def _progress(run: Run) -> str:
 
 
 def _batches(run: Run) -> str:
-    config = run.config
-    prompts, mini = config.get("train.batch_prompts"), config.get("train.mini_batch_prompts")
-    if not (isinstance(prompts, int) and isinstance(mini, int) and mini > 0):
+    prompts, mini = run.whole("train.batch_prompts"), run.whole("train.mini_batch_prompts")
+    if prompts <= 0 or mini <= 0:
         return ""
-    updates = -(-prompts // mini) * int(config.get("train.epochs", 1))
+    updates = -(-prompts // mini) * run.whole("train.epochs", 1)
     return f"A step rolls out {prompts} prompts and makes {updates} updates of {mini} prompts."
 
 

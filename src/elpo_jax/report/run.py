@@ -17,6 +17,13 @@ from elpo_jax.metrics import Row, held_out_counts, read
 from elpo_jax.rollout.tree_json import FORMAT
 from elpo_jax.workdir import WorkDir
 
+FAMILIES = {  # of trials, and of the success in them
+    "eval/trials/": "eval/success/",
+    "eval/trials_by_calls/": "eval/success_by_calls/",
+}
+SHARES = ("eval/success", "success/", "eval/end_")
+COUNTS = (*FAMILIES, "eval/tasks", "rollout/tasks")
+
 Document = Mapping[str, Any]  # a tree, as `rollout.tree_json` describes it
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -38,12 +45,14 @@ class Run:
       config: values by dotted key.
       rows: of metrics; values that aren't finite numbers are left out.
       written: when the last row was written, in seconds since the epoch; None without rows.
+      notes: lines on the data: what was read, and what of it isn't used.
     """
 
     name: str
     config: Mapping[str, Any]
     rows: list[Row]
     written: float | None
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -58,6 +67,11 @@ class Run:
     def series(self, name: str) -> Points:
         """A metric over the steps that have it."""
         return [(row["step"], row[name]) for row in self.rows if name in row]
+
+    def whole(self, key: str, default: int = 0) -> int:
+        """A whole number of the config; the default where it is missing or something else."""
+        value = self.config.get(key)
+        return value if type(value) is int else default
 
     def settings(self) -> list[Setting]:
         """All keys with value and default."""
@@ -98,15 +112,21 @@ def read_run(folder: WorkDir) -> Run:
         raise UsageError([f"{folder.config}: expected the config of a run, found none"]) from None
     except OSError as error:
         raise UsageError([f"{folder.path}: expected a run's folder, got: {error}"]) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError([f"{folder.path}: expected a run's files, got: {error}"]) from None
     if not isinstance(config, dict):
         raise UsageError([f"{folder.config}: expected an object, got {type(config).__name__}"])
+    finite = [_finite(row) for row in rows]
+    for number, row in enumerate(finite, 1):  # every line is a row
+        if problem := _impossible(row):
+            mend = "mend the line, or delete it"
+            raise UsageError([f"{folder.metrics}:{number}: {problem}; {mend}"])
     return Run(
         name=folder.path.resolve().name,
         config=_flat(config),
-        rows=[_finite(row) for row in rows],
+        rows=finite,
         written=folder.metrics.stat().st_mtime if rows else None,
+        notes=_notes(folder),
     )
 
 
@@ -162,12 +182,34 @@ def _load(path: Path) -> Any:
     return value
 
 
+def _notes(folder: WorkDir) -> tuple[str, ...]:
+    """The notes on the data; where they can't be read, that is the note."""
+    try:
+        return tuple(map(str, _load(folder.notes))) if folder.notes.exists() else ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return (f"{folder.notes.name} can't be read: {type(error).__name__}: {error}",)
+
+
 def _finite(row: Row) -> Row:
     return {
         name.encode(errors="replace").decode(): value
         for name, value in row.items()
         if type(value) in (int, float) and math.isfinite(value)
     }
+
+
+def _impossible(row: Row) -> str:
+    """What a row says of success that can't be, or ''. Sentences and intervals are made of it."""
+    for name, value in row.items():
+        if name.startswith(SHARES) and not 0 <= value <= 1:
+            return f"{name}: expected a share from 0 to 1, got {value}"
+        if name.startswith(COUNTS) and value < 0:
+            return f"{name}: expected a count, got {value}"
+        for trials, success in FAMILIES.items():
+            share = success + name.removeprefix(trials)
+            if name.startswith(trials) and share not in row:
+                return f"{name}: expected {share} beside it, got none"
+    return ""
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from elpo_jax.report.pages import render
 from elpo_jax.report.run import Document, TreeFile
 from elpo_jax.report.words import answer, number, short, signed
 
-LEAD, REPLY = 25, 17  # characters that fit into a node's two lines
+LEAD, REPLY = 23, 15  # characters that fit into a node's two lines
 ENDS = {
     "answer": "answered",
     "length": "out of tokens",
@@ -30,7 +30,7 @@ class NodeView(NamedTuple):
       advantage: hierarchical, as text; '' where there is no credit.
       side, strength: its sign ('up', 'down', 'none') and size from 0 to 1, for the tint.
       end: 'success' or 'failure' for the end of a trajectory, else ''.
-      end_lines: what is written behind it.
+      end_lines: what is written behind it: verdict, reward, why it ended.
       tags: what searches say of it.
       critical, elc: of the document.
       name: for screen readers.
@@ -240,7 +240,8 @@ def _node(
     end_lines: tuple[str, ...] = ()
     if leaf:
         verdict = "✓ right" if leaf["success"] else "✗ failed"
-        end_lines = (verdict, f"R {signed(leaf['reward'])} · {ENDS.get(leaf['end'], leaf['end'])}")
+        reason = str(ENDS.get(leaf["end"], leaf["end"]))
+        end_lines = (verdict, f"R {signed(leaf['reward'])}", reason)
     marks = tags.get(node["id"], [])
     done = does(node, leaf["end"] if leaf else None)
     title = f"Step {node['depth']} of rollout {node['ordinal']}: {done}"

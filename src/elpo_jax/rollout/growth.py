@@ -44,7 +44,9 @@ class Growth:
 
     def start(self) -> list[Request]:
         """The first wave's requests."""
-        return self._advance(None)
+        requests = self._advance(None)
+        self.tree.first_wave = len(requests)
+        return requests
 
     def finish(self, rollout: Rollout) -> list[Request]:
         """Takes a rollout; returns the next requests if it was the last of its wave."""

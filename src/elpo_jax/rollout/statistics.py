@@ -16,8 +16,11 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
     the prefix that they share.
 
       success/mean            share of trajectories that the verifier accepts
-      success/root            the same, over full trajectories only: what the policy does unaided,
-                              while branches start where others failed
+      success/unaided         the same, over the first wave of each tree: full trajectories,
+                              asked for before any outcome is known. So this is the policy's own
+                              success, without bias under every strategy. Later rollouts depend on
+                              outcomes: BEL branches where others failed, and samples more full
+                              trajectories of solved tasks
       reward/mean             mean shaped reward of the trajectories
       response_length/mean    tokens after the prompt, the policy's and the environment's
       episode/turns           assistant turns per trajectory
@@ -27,6 +30,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
       episode/end_<reason>    share of trajectories that ended so: answer, length, turns, calls,
                               observation
       rollout/total           rollouts, branches included
+      rollout/tasks           tasks, a tree each
       rollout/per_tree        rollouts a tree, branches included
       bel/searches            searches a tree (only where there are any, like all of bel/)
       bel/localized_frac      share of searches resolved within the budget
@@ -44,7 +48,9 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
     ]
     values: dict[str, list[float]] = {
         "success/mean": [leaf.success for leaf, _ in paths],
-        "success/root": [leaf.success for leaf, path in paths if path[0].ordinal == leaf.ordinal],
+        "success/unaided": [
+            leaf.success for tree in trees for leaf in tree.leaves[: tree.first_wave]
+        ],
         "reward/mean": [leaf.reward for leaf, _ in paths],
         "response_length/mean": [sum(len(node.step.tokens) for node in path) for _, path in paths],
         "episode/turns": [len(path) for _, path in paths],
@@ -55,7 +61,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
     for end in ENDS:
         values[f"episode/end_{end}"] = [leaf.end == end for leaf, _ in paths]
     means = {name: float(np.mean(each)) for name, each in (values | _bel(trees)).items() if each}
-    return {"rollout/total": float(len(paths)), **means}
+    return {"rollout/total": float(len(paths)), "rollout/tasks": float(len(trees)), **means}
 
 
 def _bel(trees: Sequence[Tree]) -> dict[str, list[float]]:

@@ -146,6 +146,8 @@ class Tree:
       prompt: int32 [P] ids, the generation prompt included.
       nodes: parents before children; a node's id is its index.
       leaves: one per rollout, in ordinal order.
+      first_wave: how many of the leaves, from the first, were asked for before any outcome was
+        known; 0 if nobody counted.
       localizations: what BEL found (empty for other strategies).
     """
 
@@ -153,6 +155,7 @@ class Tree:
     prompt: np.ndarray
     nodes: list[Node] = field(default_factory=list)
     leaves: list[Leaf] = field(default_factory=list)
+    first_wave: int = 0
     localizations: list[Localization] = field(default_factory=list)
 
     def add(self, rollout: Rollout) -> Leaf:

@@ -2,6 +2,7 @@
 // Shows one tree at a time and the details of one of its nodes. The address says which: #t3n17.
 const articles = [...document.querySelectorAll("article")];
 const chooser = document.getElementById("choose");
+const SMALLEST = 0.78; // of a tree's size at which its text can be read
 let article = null;
 
 const nodeOf = (id) => article.querySelector(`.node[data-node="${id}"]`);
@@ -51,12 +52,25 @@ function reveal(box, part) {
   }
 }
 
+// Makes the tree as wide as its box if it needn't get smaller than SMALLEST for that.
+function fit() {
+  const canvas = article.querySelector(".canvas");
+  const width = +canvas.querySelector("svg").getAttribute("width");
+  const fits = width > canvas.clientWidth && canvas.clientWidth >= SMALLEST * width;
+  canvas.classList.toggle("fitted", fits);
+}
+
+// Scrolls the canvas to a node: with the prompt in view, if there is room for both.
 function center(id) {
   const canvas = article.querySelector(".canvas");
-  const box = nodeOf(id).getBoundingClientRect();
   const frame = canvas.getBoundingClientRect();
-  canvas.scrollLeft += box.left + box.width / 2 - frame.left - frame.width / 2;
-  canvas.scrollTop += box.top + box.height / 2 - frame.top - frame.height / 2;
+  const node = nodeOf(id).getBoundingClientRect(), prompt = nodeOf(-1).getBoundingClientRect();
+  const middle = (from, to, size) => {
+    const low = Math.min(node[from], prompt[from]), high = Math.max(node[to], prompt[to]);
+    return (high - low <= size - 16 ? low + high : node[from] + node[to]) / 2;
+  };
+  canvas.scrollLeft += middle("left", "right", frame.width) - frame.left - frame.width / 2;
+  canvas.scrollTop += middle("top", "bottom", frame.height) - frame.top - frame.height / 2;
 }
 
 // The node that an arrow key leads to: along the tree, or up and down in the same column.
@@ -93,6 +107,7 @@ function follow() {
   chooseTree(number);
   const asked = match && match[2] !== undefined ? +match[2] : +article.dataset.chosen;
   const id = nodeOf(asked) ? asked : -1;
+  fit();
   open(id);
   center(id);
 }
@@ -117,5 +132,6 @@ if (articles.length) {
   document.getElementById("previous").addEventListener("click", () => step(-1));
   document.getElementById("next").addEventListener("click", () => step(1));
   window.addEventListener("hashchange", follow);
+  window.addEventListener("resize", fit);
   follow();
 }

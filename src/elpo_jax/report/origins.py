@@ -1,0 +1,106 @@
+"""Where the contents of calls and answers come from: the prompt, a tool's output, or nowhere.
+
+Works on text alone, so it needs to know neither suites nor tools. A number or name counts as given
+if it stands anywhere in the prompt (the question, and the tools' schemas with their enums) or in an
+earlier output of the same episode.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Digits, then a fraction and an exponent: '174.97', '6.022e23'. No sign: in 7-5 it is none.
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
+_LEADING = re.compile(r"[^\w.+-]*(?:[+-]\s*)?((?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)")
+# A word or up to three; what holds operators or more words is no name.
+_NAME = re.compile(r"[^\W\d_]\w*(?:[ -]\w+){0,2}")
+# Parts of words: a capital begins one, so 'Fe2O3' holds Fe and O, but no F.
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]|\d+|[^\W\d_a-zA-Z]+")
+_TOLERANCE = 0.01  # answers may be rounded
+
+
+class Origins(NamedTuple):
+    """What the calls of an episode hold that nothing before them gave.
+
+    Attributes:
+      numbers: of two digits or more.
+      names: arguments that are a word, or up to three.
+    """
+
+    numbers: frozenset[float]
+    names: frozenset[str]
+
+
+def origins(prompt: str, turns: Sequence[Mapping[str, Any]]) -> Origins:
+    """Looks for the contents of calls in what came before them.
+
+    Args:
+      prompt: its text.
+      turns: an episode's nodes of a tree document, in order.
+    """
+    numbers, words = set(_numbers(prompt)), _words(prompt)
+    made_up, unknown = set(), set()
+    for turn in turns:
+        if turn["call"]:
+            for value in _leaves(turn["call"]["arguments"]):
+                made_up |= {x for x in _numbers(value, digits=2) if x not in numbers}
+                if _NAME.fullmatch(value) and not _holds(words, value):
+                    unknown.add(value)
+        if turn["observation"]:
+            text = turn["observation"]["text"]
+            numbers |= set(_numbers(text))
+            words += _words(text)
+    return Origins(frozenset(made_up), frozenset(unknown))
+
+
+def drifts(answer: str | None, turns: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the answer is a number, but not that of the last output that is one.
+
+    They may differ by 1 %, since answers are rounded, and in their signs.
+    """
+    outputs = [turn["observation"]["text"] for turn in turns if turn["observation"]]
+    last = next((x for x in map(_leading, reversed(outputs)) if x is not None), None)
+    given = _leading(answer or "")
+    if given is None or last is None:
+        return False
+    return abs(given - last) > _TOLERANCE * max(given, last)
+
+
+def _leading(text: str) -> float | None:
+    """The number that a text begins with, without its sign; '$1,024 a day' gives 1024."""
+    found = _LEADING.match(text)
+    return float(found[1].replace(",", "")) if found else None
+
+
+def _numbers(text: str, digits: int = 1) -> Iterator[float]:
+    """The numbers in a text that have so many digits, not counting those of exponents.
+
+    '1,024' may be one number or two, so it gives 1, 24 and 1024.
+    """
+    joined = _THOUSANDS.sub("", text)
+    for found in _NUMBER.findall(text) + (_NUMBER.findall(joined) if joined != text else []):
+        if sum(map(str.isdigit, re.split("[eE]", found)[0])) >= digits:
+            yield float(found)
+
+
+def _words(text: str) -> str:
+    """The text as words and as parts of words, in small letters, each between bars."""
+    parts = [part.casefold() for part in _PART.findall(text)]
+    whole = re.findall(r"\w+", text.casefold())
+    return f"|{'|'.join(parts)}|\n|{'|'.join(whole)}|\n"
+
+
+def _holds(words: str, name: str) -> bool:
+    return any(line in words for line in _words(name).split("\n") if line.strip("|"))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts and numbers in an argument's value, as text."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _leaves(each)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
