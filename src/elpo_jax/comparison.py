@@ -124,12 +124,17 @@ def compare(runs: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any]:
 def _summary(by_seed: Mapping[int, Sequence[Point]]) -> dict[str, Any]:
     curves = list(by_seed.values())
     return {
-        "before": _json(estimate([c[0].success for c in curves])),
-        "after": _json(estimate([c[-1].success for c in curves])),
+        "before": _json(_within(estimate([c[0].success for c in curves]), 0.0, 1.0)),
+        "after": _json(_within(estimate([c[-1].success for c in curves]), 0.0, 1.0)),
         "gain": _json(estimate([c[-1].success - c[0].success for c in curves])),
         **{axis: statistics.fmean(getattr(c[-1], axis) for c in curves) for axis in AXES},
         "curves": {str(seed): [p._asdict() for p in c] for seed, c in by_seed.items()},
     }
+
+
+def _within(value: Estimate, low: float, high: float) -> Estimate:
+    """The estimate with its interval cut to what is possible."""
+    return value._replace(low=max(value.low, low), high=min(value.high, high))
 
 
 def _json(value: Estimate) -> dict[str, float | None]:

@@ -132,12 +132,7 @@ def read_run(folder: WorkDir) -> Run:
 
 def tree_files(folder: WorkDir) -> list[TreeFile]:
     """The files of trees, by step; at the same step training comes first."""
-    files = []
-    for path in folder.trees.glob("*.json"):
-        kind, _, step = path.stem.partition("_")
-        if kind in ("step", "eval") and step.isdecimal():
-            files.append(TreeFile(path, kind == "eval", int(step)))
-    return sorted(files, key=lambda file: (file.step, file.is_evaluation))
+    return [TreeFile(path, kind == "eval", step) for kind, step, path in folder.saved_trees()]
 
 
 def read_trees(file: TreeFile) -> list[Document]:
