@@ -166,6 +166,8 @@ DAMAGES = {
     "no digests": (lambda at: (at / "digests.json").unlink(), "digests.json is missing"),
     "torn digests": (lambda at: (at / "digests.json").write_text('{"'), "isn't what was saved"),
     "empty digests": (lambda at: (at / "digests.json").write_text("{}"), "has nothing on metadata"),
+    "null digests": (lambda at: (at / "digests.json").write_text("null"), "isn't what was saved"),
+    "deep digests": (lambda at: (at / "digests.json").write_text("[" * 10**6), "isn't what was"),
     "digests of no file": (
         lambda at: (at / "digests.json").write_text("[]"),
         "has nothing on metadata",

@@ -80,11 +80,16 @@ def test_the_table_says_what_was_found(tmp_path):
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_lacks_an_evaluation_is_named():
+def test_a_run_that_lacks_a_row_is_named():
     uneven = {**RUNS, "grpo": {**RUNS["grpo"], 1: [RUNS["grpo"][1][0], RUNS["grpo"][1][2]]}}
-    words = r"grpo/1/metrics.jsonl: expected evaluations after steps \[0, 1, 2\], got \[0, 2\]"
+    words = (
+        r"grpo/1/metrics.jsonl: .* differs at step 1; put the row back, or remove the folder grpo/1"
+    )
     with pytest.raises(UsageError, match=words):
         compare(uneven)
+    first = [{"step": 1, "eval/success": 0.5}]
+    with pytest.raises(UsageError, match="differs at step 0"):
+        compare({"elpo": {0: first}, "grpo": {0: rows(0.1, 0.5)}})
 
 
 @pytest.mark.parametrize(
@@ -97,8 +102,8 @@ def test_a_run_that_lacks_an_evaluation_is_named():
         ("seeds", "-1", "got '-1'"),
         ("seeds", "0,4294967296", r"from 0 to 2\*\*32 - 1, got '4294967296'"),
         ("seeds", "01,1", "expected different numbers, got '01,1'"),
-        ("config.seed", "7", "config.seed: expected none, --seeds says them"),
-        ("config.algorithm", "grpo", "config.algorithm: expected none, --algorithms says them"),
+        ("config.seed", "7", "config.seed: expected none here, use --seeds"),
+        ("config.algorithm", "grpo", "config.algorithm: expected none here, use --algorithms"),
     ],
 )
 def test_bad_lists_are_one_line(tmp_path, flag, value, words):

@@ -106,6 +106,11 @@ def test_missing_keys_keep_the_defaults_of_their_place():
             {"optimizer": {"wd": 0}},
             "optimizer.wd: no such key; did you mean optimizer.weight_decay?",
         ),
+        (
+            {"sft": {"optimizer": {"lr": 0}}},
+            "sft.optimizer.lr: no such key; did you mean sft.optimizer.learning_rate?",
+        ),
+        ({"eval": {"tp": 1}}, "eval.tp: no such key; did you mean eval.top_p?"),
         ({"zzzz": 1}, "zzzz: no such key; the nearest is optimizer.b2"),
     ],
 )

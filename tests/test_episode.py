@@ -252,7 +252,7 @@ def pending_call(tool):
         (Junk(raising(Unspeakable(SystemExit))), "raised Unspeakable$"),
         (Junk(raising(ValueError("one\ntwo\r\n three"))), "raised ValueError: one two three$"),
         (Junk(raising(ValueError("x" * 10**6))), r"raised ValueError: x{200}\.\.\.$"),
-        (Junk(raising(ToolFailure("one\ntwo"))), "^one two$"),
+        (Junk(raising(ToolFailure("one\ntwo"))), "^tool 'count': one two$"),
         (Junk(lambda *_: None), "raised TypeError"),
         (Junk(lambda *_: (1, 2, 3)), "raised ValueError"),
         (Junk(lambda state, _: (state, "42")), "expected an Observation of text, got str"),

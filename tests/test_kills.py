@@ -69,4 +69,5 @@ def test_twenty_kills_in_a_row(tmp_path):
     finish(process)
     assert_same(undisturbed, outcome(workdir))
     print(f"{runs + 1} runs of {start_up:.0f} + {work:.0f} s; kills: {Counter(hit)}")
-    assert {"cold start", "rollout", "update"} <= set(hit)
+    assert "cold start" in hit
+    assert {"rollout", "update"} & set(hit)

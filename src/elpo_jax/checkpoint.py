@@ -273,7 +273,7 @@ def _damage(checkpoint: Path, parts: Collection[str] | None = None) -> str | Non
         return f"{_DIGESTS} is missing"
     except OSError as error:
         return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
-    except (ValueError, AttributeError):  # no JSON, or no object
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no JSON, or no such object
         return f"{_DIGESTS} isn't what was saved"
     return None
 

@@ -60,8 +60,11 @@ def _write(
         name: {seed: read(WorkDir(folder / name / str(seed)).metrics) for seed in seeds}
         for name in algorithms
     }
-    found = compare(runs)
-    trials = int(runs[algorithms[0]][seeds[0]][0]["eval/tasks"])  # type: ignore[call-overload]
+    try:
+        found = compare(runs)
+    except UsageError as error:
+        raise UsageError([f"{folder}/{line}" for line in error.problems]) from None
+    trials = config.eval.tasks
     title = f"{config.suite.name}: held-out success, {len(seeds)} seeds"
     write_json(folder / "comparison.json", found)
     write_atomic(folder / "comparison.md", markdown(found, trials))
@@ -74,7 +77,7 @@ def _refuse_double(argv: Sequence[str]) -> None:
     """Raises UsageError for keys that the comparison itself sets."""
     instead = {"algorithm": "--algorithms", "seed": "--seeds"}
     problems = [
-        f"--config.{key}: expected none, {flag} says them"
+        f"--config.{key}: expected none here, use {flag}"
         for key, flag in instead.items()
         if any(re.match(rf"--?config\.{key}(=|$)", argument) for argument in argv)
     ]

@@ -88,25 +88,27 @@ def compare(runs: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any]:
       A's final success less B's, paired by seed.
 
     Raises:
-      UsageError: a run lacks an evaluation that another has.
+      UsageError: a run lacks a row that another has: what it cost isn't known then.
     """
+    steps = {
+        f"{name}/{seed}": [(row["step"], "eval/success" in row) for row in rows]
+        for name, by_seed in runs.items()
+        for seed, rows in by_seed.items()
+    }
+    most = max(steps.values(), key=len)
+    problems = [
+        f"{run}/metrics.jsonl: expected the steps and evaluations of the other runs, differs at "
+        f"step {min(step for step, _ in {*most} ^ {*found})}; put the row back, or remove the "
+        f"folder {run} to train it again"
+        for run, found in steps.items()
+        if found != most
+    ]
+    if problems:
+        raise UsageError(problems)
     curves = {
         name: {seed: curve(rows) for seed, rows in by_seed.items()}
         for name, by_seed in runs.items()
     }
-    steps = {
-        (name, seed): [point.step for point in points]
-        for name, by_seed in curves.items()
-        for seed, points in by_seed.items()
-    }
-    most = max(steps.values(), key=len)
-    short = [
-        f"{name}/{seed}/metrics.jsonl: expected evaluations after steps {most}, got {found}"
-        for (name, seed), found in steps.items()
-        if found != most
-    ]
-    if short:
-        raise UsageError(short)
     finals = {name: {s: c[-1].success for s, c in by.items()} for name, by in curves.items()}
     names = list(curves)
     return {
@@ -159,7 +161,9 @@ def markdown(found: Mapping[str, Any], trials: int) -> str:
     for names, value in found["differences"].items():
         lines += ["", f"Final success, {names}, paired by seed: {_cell(value, '+')} points."]
     lines += ["", f"Held-out success in %, {trials} tasks; mean ± standard deviation over seeds"]
-    lines[-1] += " [95 % interval of the mean, Student's t]. Costs are means over seeds."
+    lines[-1] += (
+        " [95 % interval of the mean, Student's t, cut to 0-100]. Costs are means over seeds."
+    )
     return "\n".join(lines) + "\n"
 
 

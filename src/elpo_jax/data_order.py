@@ -24,7 +24,7 @@ def shuffled(indices: Sequence[int], seed: int) -> Any:
 
 
 def first_tasks(suite: Suite, split: str) -> list[Task]:
-    """A few tasks of a split, to judge settings by."""
+    """The tasks of a split that settings are judged by: all, or of an endless one the first."""
     size = suite.size(split)
     return [suite.task(split, index) for index in range(_LOOKED_AT if size is None else size)]
 

@@ -1,7 +1,6 @@
 """What is said to the user when something can't be used, or broke."""
 
 import difflib
-import re
 from collections.abc import Iterable
 
 
@@ -38,16 +37,21 @@ def os_problem(error: OSError, where: object = "") -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """'; did you mean NAME?' for the nearest known name, or nothing if none is near.
 
-    A dotted key is also found by its last part alone, and by the initials of that: 'lr'.
+    A dotted key is also found by its last part alone, and by the initials of that ('lr'), those of
+    the same section first.
     """
     known = list(known)
     by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
-    by_initials = {"".join(re.findall(r"\b[a-z]|(?<=_)[a-z]", k)): by_last[k] for k in by_last}
-    given = name.rpartition(".")[2]
-    near = [by_initials[given]] if len(given) > 1 and given in by_initials else []
+    section, _, given = name.rpartition(".")
+    near = [key for key in known if len(given) > 1 and _initials(key) == given]
+    near.sort(key=lambda key: key.rpartition(".")[0] != section)
     near += difflib.get_close_matches(name, known, 1, 0.6)
     near += [by_last[match] for match in difflib.get_close_matches(given, by_last, 1, 0.6)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _initials(key: str) -> str:
+    return "".join(word[:1] for word in key.rpartition(".")[2].split("_"))
 
 
 def unknown_name(where: str, got: str, known: Iterable[str]) -> str:

@@ -164,6 +164,8 @@ def _message(episode: Episode) -> str:
     return short(episode.error_text, 60)
 
 
+_CAPS = [{mode} for mode in ("length", "calls", "turns", "observation")]
+
 # In sentences such as '12 of the 40 failures called no tool; 3 of the 60 solved episodes did.'
 _TRAITS: dict[str, Callable[[Episode], bool]] = {
     "asked a tool about something that neither the question nor a tool named": lambda e: bool(
@@ -195,7 +197,9 @@ def _traits(episodes: Sequence[Episode]) -> list[Trait]:
     for name, has in traits.items():
         losers = [episode for episode in failed if has(episode)]
         winners = sum(map(has, solved))
-        if losers or winners:
+        # Episodes out of calls all made many, for one: the table of ways to fail says that.
+        says_a_cap = not winners and {episode.mode for episode in losers} in _CAPS
+        if (losers or winners) and not says_a_cap:
             found.append(Trait(name, len(losers), winners, losers[0] if losers else None))
     return sorted(found, key=lambda t: abs(_excess(t, len(failed), len(solved))), reverse=True)
 

@@ -1,6 +1,7 @@
 """What broke in a run, as its folder `faults/` tells it."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from elpo_jax.report.words import short
 from elpo_jax.workdir import WorkDir
 
 TASKS = 3  # that are named
+_NAME = re.compile(r"(.*?)(?:_(\d{6,}))?(?:_\d+)?", re.DOTALL)  # 'step_000012', 'cold_start'
 
 
 class Fault(NamedTuple):
@@ -26,9 +28,10 @@ def faults(folder: WorkDir) -> list[Fault]:
 
 
 def _fault(path: Path) -> Fault:
-    name, _, number = path.name.partition("_0")  # 'step_000012', 'cold_start'
-    digits = number.partition("_")[0]
-    place = name.replace("_", " ") + (f" {int(digits)}" if digits.isdecimal() else "")
+    found = _NAME.fullmatch(path.name)
+    assert found, "it matches any name"
+    name, digits = found.groups()
+    place = name.replace("_", " ") + (f" {int(digits)}" if digits else "")
     if name == "checkpoint":
         return Fault(f"A checkpoint was damaged, put aside and not used: {path.name}.", "")
     try:

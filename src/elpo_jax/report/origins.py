@@ -2,7 +2,8 @@
 
 Works on text alone, so it needs to know neither suites nor tools. A number or name counts as given
 if it stands anywhere in the prompt (the question, and the tools' schemas with their enums) or in an
-earlier output of the same episode.
+earlier output of the same episode. So does an output that is rounded, and a share that the prompt
+writes as 25% or 1/4. What words say (half, a dozen) isn't known.
 """
 
 import re
@@ -17,7 +18,10 @@ _LEADING = re.compile(r"[^\w.+-]*(?:[+-]\s*)?((?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE
 _NAME = re.compile(r"[^\W\d_]\w*(?:[ -]\w+){0,2}")
 # Parts of words: a capital begins one, so 'Fe2O3' holds Fe and O, but no F.
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]|\d+|[^\W\d_a-zA-Z]+")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?(?:%|percent)")
+_FRACTION = re.compile(r"(?<![\d./])(\d{1,6})/(\d{1,6})(?![\d./])")
 _TOLERANCE = 0.01  # answers may be rounded
+_DECIMALS = (0, 1, 2, 3)  # that outputs may be rounded to
 
 
 class Origins(NamedTuple):
@@ -39,12 +43,14 @@ def origins(prompt: str, turns: Sequence[Mapping[str, Any]]) -> Origins:
       prompt: its text.
       turns: an episode's nodes of a tree document, in order.
     """
-    numbers, words = set(_numbers(prompt)), _words(prompt)
+    numbers, words = {*_numbers(prompt), *_shares(prompt)}, _words(prompt)
     made_up, unknown = set(), set()
     for turn in turns:
         if turn["call"]:
             for value in _leaves(turn["call"]["arguments"]):
-                made_up |= {x for x in _numbers(value, digits=2) if x not in numbers}
+                used = {x for x in _numbers(value, digits=2) if x not in numbers}
+                rounded = {round(x, decimals) for x in numbers for decimals in _DECIMALS}
+                made_up |= used - rounded
                 if _NAME.fullmatch(value) and not _holds(words, value):
                     unknown.add(value)
         if turn["observation"]:
@@ -64,7 +70,8 @@ def drifts(answer: str | None, turns: Sequence[Mapping[str, Any]]) -> bool:
     given = _leading(answer or "")
     if given is None or last is None:
         return False
-    return abs(given - last) > _TOLERANCE * max(given, last)
+    meant = [given, *_shares(answer or "")]
+    return all(abs(x - last) > _TOLERANCE * max(x, last) for x in meant)
 
 
 def _leading(text: str) -> float | None:
@@ -82,6 +89,15 @@ def _numbers(text: str, digits: int = 1) -> Iterator[float]:
     for found in _NUMBER.findall(text) + (_NUMBER.findall(joined) if joined != text else []):
         if sum(map(str.isdigit, re.split("[eE]", found)[0])) >= digits:
             yield float(found)
+
+
+def _shares(text: str) -> Iterator[float]:
+    """0.25 for 25%, with the 100 that makes it so, and for 1/4."""
+    for percent in _PERCENT.findall(text):
+        yield from (float(percent) / 100, 100.0)
+    for numerator, denominator in _FRACTION.findall(text):
+        if int(denominator):
+            yield int(numerator) / int(denominator)
 
 
 def _words(text: str) -> str:

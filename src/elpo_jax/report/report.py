@@ -255,8 +255,8 @@ def _summary(found: Failures, lost: Sequence[LostAt]) -> str:
     ]
     if not parts and found.traits and solved:
         parts.append(
-            "Nothing that is looked for here sets failures apart from solved episodes by more than "
-            "chance."
+            "Nothing that is looked for here is found in failures more often than in solved "
+            "episodes, beyond chance."
         )
     mode = max(found.modes, key=lambda mode: found.by_mode(mode))
     way = f"“{mode_words(mode)}” ({found.by_mode(mode)} of {found.failures})"

@@ -116,6 +116,8 @@ def read_run(folder: WorkDir) -> Run:
         raise UsageError([f"{folder.path}: expected a run's files, got: {error}"]) from None
     if not isinstance(config, dict):
         raise UsageError([f"{folder.config}: expected an object, got {type(config).__name__}"])
+    if config and "algorithm" not in config:
+        raise UsageError([f"{folder.config}: expected a run's settings, got something else"])
     finite = [_finite(row) for row in rows]
     for number, row in enumerate(finite, 1):  # every line is a row
         if problem := _impossible(row):

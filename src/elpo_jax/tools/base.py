@@ -88,9 +88,9 @@ def guarded_call(
         state = states[name] if name in states else tool.initial_state()
         state, observation = tool.call(state, arguments)
     except ToolTimeout as failure:
-        raise ToolTimeout(_line(failure)) from failure
+        raise ToolTimeout(f"tool {name!r}: {_line(failure)}") from failure
     except ToolFailure as failure:
-        raise ToolFailure(_line(failure)) from failure
+        raise ToolFailure(f"tool {name!r}: {_line(failure)}") from failure
     except BaseException as error:  # SystemExit too; interrupts only reach the main thread
         words = ": ".join(filter(None, (type(error).__name__, _line(error))))
         raise ToolFailure(f"tool {name!r} raised {words}") from error
