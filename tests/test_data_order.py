@@ -12,6 +12,8 @@ from elpo_jax.tasks.base import TRAIN, Task
 class Numbered:
     """A suite whose tasks are numbers; the prompt of number n has n tokens."""
 
+    name = "numbers"
+
     def __init__(self, count=None):
         self.count = count
 
@@ -94,7 +96,18 @@ def test_prompts_that_are_too_long_are_left_out():
     suite = Numbered(10)
     assert fitting(suite, suite, TRAIN, max_length=4) == [0, 1, 2, 3]
     assert fitting(suite, suite, TRAIN, max_length=100) == list(range(10))
-    assert fitting(Numbered(), suite, TRAIN, max_length=4) is None
+
+
+def test_an_endless_split_keeps_its_prompts_short_itself():
+    endless = Numbered()
+    endless.prompt_ids = lambda task: [0] * (int(task.question) % 6)
+    assert fitting(endless, endless, TRAIN, max_length=6) is None
+    with pytest.raises(UsageError) as caught:
+        fitting(endless, endless, TRAIN, max_length=5)
+    assert caught.value.problems == (
+        "episode.max_length: expected more than 5, the tokens of a prompt of suite.name=numbers, "
+        "got 5",
+    )
 
 
 def test_a_split_without_a_prompt_that_fits_is_an_error():

@@ -232,7 +232,7 @@ def problems_of(call, *arguments):
         ),
         (
             "8x1x1",
-            {"sampler": {"rows": 4}},
+            {"sampler": {"rows": 4, "fork_rows": 4}},
             "sampler.rows: expected a multiple of mesh.data * mesh.fsdp = 8, got 4; 8 would do",
         ),
         (
@@ -313,7 +313,12 @@ def test_validation_lets_pass_what_the_rules_of_sharding_can_spread(mesh, sizes)
                 "num_kv_heads": kv_heads,
                 "mlp_dim": mlp,
             },
-            "sampler": {"lanes": lanes, "rows": rows, "prefill_rows": prefill_rows},
+            "sampler": {
+                "lanes": lanes,
+                "rows": rows,
+                "prefill_rows": prefill_rows,
+                "fork_rows": 1,
+            },
             "train": {"micro_batch_rows": micro_batch_rows},
         }
     )

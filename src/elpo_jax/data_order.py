@@ -40,13 +40,17 @@ def fitting(
     Raises:
       UsageError: there is none; or a prompt of an endless split is too long.
     """
-    size = suite.size(split)
-    if size is None:
-        for task in first_tasks(suite, split):
-            environment.begin(task, len(environment.prompt_ids(task)))
-        return None
-    lengths = [len(environment.prompt_ids(suite.task(split, index))) for index in range(size)]
+    lengths = [len(environment.prompt_ids(task)) for task in first_tasks(suite, split)]
     chosen = [index for index, length in enumerate(lengths) if length < max_length]
+    if suite.size(split) is None:
+        if len(chosen) < len(lengths):
+            raise UsageError(
+                [
+                    f"episode.max_length: expected more than {max(lengths)}, the tokens of a "
+                    f"prompt of suite.name={suite.name}, got {max_length}"
+                ]
+            )
+        return None
     if not chosen:
         raise UsageError(
             [
