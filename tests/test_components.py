@@ -29,7 +29,7 @@ def problem(function, *arguments, **keywords):
 
 def test_an_episode_that_is_shorter_than_a_prompt():
     line = problem(built, episode={"max_length": 60})
-    assert line.startswith("episode.max_length: expected more than the ")
+    assert line.startswith("episode.max_length: expected more than ")
     assert line.endswith(", got 60")
 
 
