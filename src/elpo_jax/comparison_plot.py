@@ -29,6 +29,8 @@ def plot(found: Mapping[str, Any], title: str, path: Path) -> None:
         for number, (name, row) in enumerate(found["algorithms"].items()):
             _line(panel, row["curves"], axis, name, _STYLES[number % len(_STYLES)])
         panel.set_xlabel(label)
+        panel.locator_params(axis="x", nbins=5)
+        panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("held-out success, %")
