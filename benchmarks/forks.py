@@ -107,7 +107,7 @@ def science(shape: Shape) -> Workload:
         prompt = components.environment.prompt(task)
         messages = [*prompt, *components.suite.demonstration(task)]
         scripts.append(as_script(*components.chat.demonstration(messages)))
-    return Workload("science", shape, components.config.sampler, tuple(scripts))
+    return Workload("science", shape, _roomy(len(scripts)), tuple(scripts))
 
 
 def long_prefixes(
@@ -130,8 +130,15 @@ def long_prefixes(
         Script(tokens(prompt), (turn,) * turns, tuple(tokens(answer) for _ in range(turns - 1)))
         for _ in range(trees)
     ]
-    lanes = RolloutConfig().max_failed * trees  # enough for every wave: nothing is parked
-    return Workload("long", shape, SamplerConfig(lanes=lanes, rows=4 * trees), tuple(scripts))
+    return Workload("long", shape, _roomy(trees), tuple(scripts))
+
+
+def _roomy(trees: int) -> SamplerConfig:
+    """Lanes enough for every wave: nothing is parked, which would be forks of another kind."""
+    rows = 4 * trees
+    return SamplerConfig(
+        lanes=RolloutConfig().max_failed * trees, rows=rows, fork_rows=min(16, rows)
+    )
 
 
 def as_script(ids: np.ndarray, is_policy: np.ndarray) -> Script:
