@@ -137,7 +137,9 @@ def _roomy(trees: int) -> SamplerConfig:
     """Lanes enough for every wave: nothing is parked, which would be forks of another kind."""
     rows = 4 * trees
     return SamplerConfig(
-        lanes=RolloutConfig().max_failed * trees, rows=rows, fork_rows=min(16, rows)
+        lanes=RolloutConfig().max_failed * trees,
+        rows=rows,
+        fork_rows=min(SamplerConfig().fork_rows, rows),
     )
 
 
@@ -178,11 +180,6 @@ class Search:
         return trees, summary, {name: n - getattr(before, name) for name, n in after.items()}
 
 
-def whole_rollouts(tree: Tree) -> list[int]:
-    """The ordinals of rollouts that begin at the prompt."""
-    return [node.ordinal for node in tree.nodes if node.parent == ROOT]
-
-
 def forks(workload: Workload, repetitions: int) -> Row:
     """One row: sampled tokens a second, prefills and forks included."""
     name = f"BEL, {workload.name}, {workload.shape.name}"
@@ -210,7 +207,10 @@ def measured(name: str, forking: Search, refilling: Search, repetitions: int) ->
         )
     sampled = done["decode_tokens"]
     # Independent rollouts would be spared these as well; the rest is what branches share.
-    prompts = sum((len(whole_rollouts(tree)) - 1) * (len(tree.prompt) - 1) for tree in trees)
+    prompts = sum(
+        (sum(node.parent == ROOT for node in tree.nodes) - 1) * (len(tree.prompt) - 1)
+        for tree in trees
+    )
     note = (
         f"{sampled:,} tokens sampled, {done['prefill_tokens']:,} prefilled instead of "
         f"{done_again['prefill_tokens']:,}; of the {repeated:,} more, {prompts:,} are prompts"

@@ -1,14 +1,18 @@
 """Comparisons of runs: curves, intervals over seeds, the table and the picture."""
 
+import io
 import json
 import math
 
 import pytest
+from rich.console import Console
 
-from elpo_jax.compare import main
+from elpo_jax.compare import _write, main
 from elpo_jax.comparison import Point, compare, curve, estimate, markdown
 from elpo_jax.comparison_plot import plot
+from elpo_jax.config import Config
 from elpo_jax.errors import UsageError
+from elpo_jax.progress import Display
 
 
 def rows(*successes):
@@ -90,6 +94,21 @@ def test_a_run_that_lacks_a_row_is_named():
     first = [{"step": 1, "eval/success": 0.5}]
     with pytest.raises(UsageError, match="differs at step 0"):
         compare({"elpo": {0: first}, "grpo": {0: rows(0.1, 0.5)}})
+
+
+def test_the_table_counts_the_tasks_that_were_evaluated(tmp_path):
+    """A file may have fewer than `eval.tasks`; and the first row may be gone from every run."""
+    first, second = rows(0.10, 0.40)
+    for number, kept in enumerate(
+        ([first | {"eval/tasks": 7.0}, second], [second | {"eval/tasks": 7.0}])
+    ):
+        folder = tmp_path / str(number)
+        (folder / "elpo" / "0").mkdir(parents=True)
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        (folder / "elpo" / "0" / "metrics.jsonl").write_text(lines)
+        with Display(Console(file=io.StringIO())) as display:
+            _write(folder, Config(), ["elpo"], [0], display)
+        assert "success in %, 7 tasks;" in (folder / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(

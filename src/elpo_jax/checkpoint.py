@@ -260,9 +260,9 @@ def _damage(checkpoint: Path, parts: Collection[str] | None = None) -> str | Non
     """What is wrong with the files of a checkpoint, or of some of its parts; None if nothing is."""
     try:
         digests = json.loads((checkpoint / _DIGESTS).read_text(encoding="utf-8"))
-        there = {name.partition("/")[0] for name in digests}
-        for part in sorted({_METADATA, *(parts or ())} - there):
-            return f"{_DIGESTS} has nothing on {part}"
+        missing = {_METADATA, *(parts or ())} - {name.partition("/")[0] for name in digests}
+        if missing:
+            return f"{_DIGESTS} has nothing on {min(missing)}"
         for name, digest in sorted(digests.items()):
             if parts is None or name.partition("/")[0] in parts:
                 if not (checkpoint / name).is_file():

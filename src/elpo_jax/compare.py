@@ -21,7 +21,7 @@ from elpo_jax.components import build
 from elpo_jax.config import Config
 from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.interrupt import Interrupted, Interrupts
-from elpo_jax.metrics import read
+from elpo_jax.metrics import Row, read
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
 from elpo_jax.training import train
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 def _write(
     folder: Path, config: Config, algorithms: Sequence[str], seeds: Sequence[int], display: Display
 ) -> None:
-    runs: Mapping[str, Mapping[int, Sequence[Mapping[str, object]]]] = {
+    runs: Mapping[str, Mapping[int, Sequence[Row]]] = {
         name: {seed: read(WorkDir(folder / name / str(seed)).metrics) for seed in seeds}
         for name in algorithms
     }
@@ -64,7 +64,10 @@ def _write(
         found = compare(runs)
     except UsageError as error:
         raise UsageError([f"{folder}/{line}" for line in error.problems]) from None
-    trials = config.eval.tasks
+    # Not `eval.tasks`: a file may have fewer.
+    trials = int(
+        next(row["eval/tasks"] for row in runs[algorithms[0]][seeds[0]] if "eval/tasks" in row)
+    )
     title = f"{config.suite.name}: held-out success, {len(seeds)} seeds"
     write_json(folder / "comparison.json", found)
     write_atomic(folder / "comparison.md", markdown(found, trials))

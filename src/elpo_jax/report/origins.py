@@ -7,7 +7,7 @@ writes as 25% or 1/4. What words say (half, a dozen) isn't known.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Digits, then a fraction and an exponent: '174.97', '6.022e23'. No sign: in 7-5 it is none.
@@ -43,19 +43,18 @@ def origins(prompt: str, turns: Sequence[Mapping[str, Any]]) -> Origins:
       prompt: its text.
       turns: an episode's nodes of a tree document, in order.
     """
-    numbers, words = {*_numbers(prompt), *_shares(prompt)}, _words(prompt)
+    words = _words(prompt)
+    given = _with_rounded([*_numbers(prompt), *_shares(prompt)])
     made_up, unknown = set(), set()
     for turn in turns:
         if turn["call"]:
             for value in _leaves(turn["call"]["arguments"]):
-                used = {x for x in _numbers(value, digits=2) if x not in numbers}
-                rounded = {round(x, decimals) for x in numbers for decimals in _DECIMALS}
-                made_up |= used - rounded
+                made_up |= set(_numbers(value, digits=2)) - given
                 if _NAME.fullmatch(value) and not _holds(words, value):
                     unknown.add(value)
         if turn["observation"]:
             text = turn["observation"]["text"]
-            numbers |= set(_numbers(text))
+            given |= _with_rounded(_numbers(text))
             words += _words(text)
     return Origins(frozenset(made_up), frozenset(unknown))
 
@@ -89,6 +88,10 @@ def _numbers(text: str, digits: int = 1) -> Iterator[float]:
     for found in _NUMBER.findall(text) + (_NUMBER.findall(joined) if joined != text else []):
         if sum(map(str.isdigit, re.split("[eE]", found)[0])) >= digits:
             yield float(found)
+
+
+def _with_rounded(numbers: Iterable[float]) -> set[float]:
+    return {each for x in numbers for each in (x, *(round(x, n) for n in _DECIMALS))}
 
 
 def _shares(text: str) -> Iterator[float]:
