@@ -1,9 +1,11 @@
 """Whole runs on question files, and on a suite that only the registry knows."""
 
+import contextlib
 import io
 import json
 import re
 import signal
+import threading
 
 import jax
 import pytest
@@ -18,6 +20,7 @@ from elpo_jax.evaluate import main as evaluate
 from elpo_jax.interrupt import Interrupted
 from elpo_jax.metrics import deterministic, read
 from elpo_jax.progress import Display
+from elpo_jax.tasks import problems
 from elpo_jax.tasks.base import Verdict
 from elpo_jax.tasks.problems import Problem, ProblemSuite, calculate, split_of
 from elpo_jax.tools.calculator import Calculator
@@ -273,6 +276,30 @@ def test_a_tool_that_breaks_under_the_suites_own_solver_is_told_in_a_line(monkey
     monkeypatch.setattr(Calculator, "call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         suite.task("train", 0)
+
+
+def test_a_tool_that_hangs_under_the_suites_own_solver_is_interrupted_and_told(monkeypatch):
+    def sleeps(self, state, arguments):
+        threading.Event().wait()
+
+    def spins_and_swallows(self, state, arguments):
+        with contextlib.suppress(Exception):
+            while True:
+                pass
+        while True:
+            pass
+
+    monkeypatch.setattr(problems, "MAX_CALL_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    for hang in (sleeps, spins_and_swallows):
+        monkeypatch.setattr(Calculator, "call", hang)
+        with pytest.raises(RunFault) as caught:
+            DoublingSuite().task("train", 0)
+        assert caught.value.problems == (
+            "suite doubling: under its own solver: tool 'calculator': no answer in 0.2 s",
+        )
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_suite_is_one_file_one_experiment_and_a_line_of_the_registry(

@@ -1,9 +1,12 @@
 """What suites of problems with solvers share. A solver is a generator of tool calls."""
 
 import abc
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,9 +14,10 @@ import numpy as np
 
 from elpo_jax.errors import RunFault
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict
-from elpo_jax.tools.base import Tool, ToolFailure, guarded_call
+from elpo_jax.tools.base import Tool, ToolFailure, ToolTimeout, guarded_call
 
 HELD_OUT_PERCENT = 25
+MAX_CALL_SECONDS = 60.0  # of a solver's call; one that takes longer hangs
 
 
 class Call(NamedTuple):
@@ -50,8 +54,9 @@ class ProblemSuite(abc.ABC):
     """A suite that is a function from (split, index) to a problem.
 
     A subclass sets `name` and `system_prompt`, and defines `problem`, `detour` and `verify`.
-    Solvers call its tools where a task is made, before a run and between its steps, and without a
-    time limit: they should answer from memory.
+    Solvers call its tools where a task is made, before a run and between its steps: they should
+    answer from memory. On the main thread a call that hangs is interrupted after
+    `MAX_CALL_SECONDS`, unless it hangs in compiled code that leaves signals waiting.
 
     Args:
       tools: what solvers and the policy may call.
@@ -90,7 +95,7 @@ class ProblemSuite(abc.ABC):
 
         Raises:
           ValueError: for an unknown split, or an index that it doesn't have.
-          RunFault: a tool broke under the solver.
+          RunFault: a tool broke or hung under the solver.
         """
         problem = self._checked_problem(split, index)
         calls = None
@@ -154,7 +159,8 @@ class ProblemSuite(abc.ABC):
             text = json.dumps({"name": call.name, "arguments": call.arguments})
             messages.append({"role": "assistant", "content": f"<tool_call>\n{text}\n</tool_call>"})
             try:
-                _, observation = guarded_call(self._tools[call.name], {}, call.arguments)
+                with _time_limit(MAX_CALL_SECONDS):
+                    _, observation = guarded_call(self._tools[call.name], {}, call.arguments)
             except ToolFailure as failure:
                 if isinstance(failure.__cause__, KeyboardInterrupt):  # this may be the main thread
                     raise failure.__cause__ from None
@@ -163,6 +169,31 @@ class ProblemSuite(abc.ABC):
                 raise RunFault([line]) from failure
             result = observation.text
             messages.append({"role": "tool", "content": result})
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises ToolTimeout within the block when it takes longer.
+
+    By the timer's signal: solvers run a hundred thousand times in a cold start, and a thread for
+    each would cost more than the solvers. Signals only reach the main thread; on others there is
+    no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum: int, frame: object) -> None:
+        raise ToolTimeout(f"no answer in {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    # Again each second, for a tool that swallows what is raised in it.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def calculate(expression: str) -> Generator[Call, str, str]:
