@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elpo_jax.config import PolicyConfig
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import AXES, init_params, param_shardings
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
@@ -45,7 +46,7 @@ class Shape:
 
     @property
     def model(self) -> Decoder:
-        return Decoder(self.policy, self.vocab_size)
+        return make_decoder(self.policy, self.vocab_size)
 
     def params(self) -> Params:
         """The parameters that every contender begins with; a copy of its own."""

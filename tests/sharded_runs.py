@@ -24,7 +24,7 @@ from elpo_jax.config import from_dict
 from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.batch import trajectory_rows
-from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import AXES, make_mesh
 from elpo_jax.progress import Display
 from elpo_jax.rollout.nodes import elc_nodes
@@ -82,7 +82,7 @@ def make_components(mesh, **changes):
     return Components(
         config=config,
         mesh=devices,
-        model=Decoder(config.policy, VOCABULARY, devices),
+        model=make_decoder(config.policy, VOCABULARY, devices),
         suite=SimpleNamespace(size=lambda split: None, task=lambda split, index: task(index)),
         chat=SimpleNamespace(end_of_turn=END_OF_TURN, tokenizer=tokenizer),
         environment=ScriptedEnvironment(),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elpo_jax.config import MeshConfig, PolicyConfig, SamplerConfig
-from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
 from elpo_jax.sampler.engine import Chunk, Decoding, Engine, split_segment
 
@@ -20,7 +20,7 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def model():
-    return Decoder(POLICY, VOCABULARY)
+    return make_decoder(POLICY, VOCABULARY)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from elpo_jax.config import MeshConfig, PolicyConfig
-from elpo_jax.policy.model import Decoder, causal_attention, rotate
+from elpo_jax.policy.attention import causal_attention
+from elpo_jax.policy.build import make_decoder
+from elpo_jax.policy.model import rotate
+from elpo_jax.policy.rope import Rope
 from elpo_jax.policy.sharding import init_params, make_mesh, param_shardings
 
 CONFIG = PolicyConfig(
@@ -18,7 +21,7 @@ VOCABULARY = 40
 
 
 def build(config=CONFIG):
-    model = Decoder(config, VOCABULARY)
+    model = make_decoder(config, VOCABULARY)
     return model, init_params(model, jax.random.key(0), make_mesh(MeshConfig()))
 
 
@@ -29,7 +32,7 @@ def tokens(length, rows=2, seed=0):
 def test_rotation_by_hand():
     # Head size 4: frequencies 1 and theta^-1/2 = 0.1; pairs are (0, 2) and (1, 3).
     x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-    turned = rotate(x, jnp.array([[5]]), 100.0)[0, 0, 0]
+    turned = rotate(x, jnp.array([[5]]), Rope(100.0))[0, 0, 0]
     expected = [
         np.cos(5) * 1 - np.sin(5) * 3,
         np.cos(0.5) * 2 - np.sin(0.5) * 4,
@@ -83,14 +86,14 @@ def test_tied_embeddings_have_no_head_and_share_the_table():
 
 def test_unrolling_the_scan_changes_nothing():
     model, params = build()
-    unrolled = Decoder(replace(CONFIG, scan_unroll=3), VOCABULARY)
+    unrolled = make_decoder(replace(CONFIG, scan_unroll=3), VOCABULARY)
     one, other = (m.apply({"params": params}, tokens(9)) for m in (model, unrolled))
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_bfloat16_is_float32_to_its_precision():
     model, params = build()
-    half = Decoder(replace(CONFIG, dtype="bfloat16"), VOCABULARY)
+    half = make_decoder(replace(CONFIG, dtype="bfloat16"), VOCABULARY)
     exact = model.apply({"params": params}, tokens(30))
     rounded = half.apply({"params": params}, tokens(30))
     assert rounded.dtype == jnp.float32

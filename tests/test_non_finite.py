@@ -14,7 +14,7 @@ from elpo_jax.diagnosis import Replay
 from elpo_jax.errors import UsageError
 from elpo_jax.learner.batch import Row
 from elpo_jax.learner.run import POLICY, NonFiniteUpdateError
-from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.trainer import make_learner
@@ -34,7 +34,7 @@ CONFIG = Config(
         logprob_chunk=4,
     ),
 )
-MODEL = Decoder(CONFIG.policy, VOCAB)
+MODEL = make_decoder(CONFIG.policy, VOCAB)
 MESH = make_mesh(CONFIG.mesh)
 
 

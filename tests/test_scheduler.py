@@ -11,7 +11,7 @@ import pytest
 from scripted import END_OF_TURN, MAX_LENGTH, ScriptedEnvironment, task
 
 from elpo_jax.config import EpisodeConfig, MeshConfig, PolicyConfig, RolloutConfig, SamplerConfig
-from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
 from elpo_jax.rollout.bel import bel
 from elpo_jax.rollout.controller import Wave
@@ -38,7 +38,7 @@ STRATEGY = partial(bel, config=RolloutConfig())
 
 @pytest.fixture(scope="module")
 def model():
-    return Decoder(POLICY, 32)
+    return make_decoder(POLICY, 32)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from sharded_runs import BATCH_ROWS, LANES, PREFILL_ROWS, ROWS, SETTINGS
 from elpo_jax import components, validation
 from elpo_jax.config import MeshConfig, from_dict
 from elpo_jax.errors import UsageError
+from elpo_jax.policy.architecture import own_architecture
 from elpo_jax.policy.sharding import AXES, RULES, make_mesh
 
 DEVICES = 8
@@ -278,9 +279,11 @@ def test_all_that_cannot_be_spread_is_named_together():
 
 def test_a_vocabulary_that_cannot_be_spread_is_named():
     config = from_dict({"mesh": {"tensor": 4}, "policy": {"num_kv_heads": 4}})
-    validation.validate_vocabulary(config, 512)
-    assert problems_of(validation.validate_vocabulary, config, 510) == [
-        "mesh.tensor: expected a divisor of the vocabulary=510, got 4; 2 would do"
+    validation.validate_architecture(config, own_architecture(config.policy, 512))
+    odd = own_architecture(config.policy, 510)
+    assert problems_of(validation.validate_architecture, config, odd) == [
+        "mesh.tensor: expected a divisor of the heads=4, kv heads=4, MLP width=384 and "
+        "vocabulary=510, got 4; 2 would do"
     ]
 
 
@@ -335,7 +338,7 @@ def test_validation_lets_pass_what_the_rules_of_sharding_can_spread(mesh, sizes)
     fits = all(size % shares[axis] == 0 for axis in arrays for size in arrays[axis])
     try:
         validation.validate(config)
-        validation.validate_vocabulary(config, vocabulary)
+        validation.validate_architecture(config, own_architecture(config.policy, vocabulary))
     except UsageError:
         assert not fits
     else:

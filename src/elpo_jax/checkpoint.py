@@ -214,7 +214,11 @@ def parts_of(state: TrainState) -> dict[str, PyTree]:
     """A state as a checkpoint's parts; parameters stand alone, for evaluation and export."""
     return {
         "params": state.params,
-        "optimizer": {"opt_state": state.opt_state, "step": state.step},
+        "optimizer": {
+            "opt_state": state.opt_state,
+            "step": state.step,
+            "masters": state.masters,
+        },
     }
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from elpo_jax.config import Config
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
@@ -22,7 +23,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
-from elpo_jax.validation import validate_vocabulary
+from elpo_jax.validation import validate_architecture
 
 Params = Any
 
@@ -123,13 +124,14 @@ def build(config: Config) -> Components:
         chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
     except ValueError as error:
         raise UsageError([f"policy.tokenizer: {error}"]) from error
-    validate_vocabulary(config, tokenizer.vocab_size)
+    model = make_decoder(config.policy, tokenizer.vocab_size, mesh)
+    validate_architecture(config, model.architecture)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length
     return Components(
         config=config,
         mesh=mesh,
-        model=Decoder(config.policy, tokenizer.vocab_size, mesh),
+        model=model,
         suite=suite,
         chat=chat,
         environment=environment,

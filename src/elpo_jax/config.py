@@ -39,8 +39,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """A decoder of the Qwen3 shape, about a million parameters by default."""
+    """A checkpoint, or a decoder of the Qwen3 shape that starts from scratch, about a million
+    parameters by default."""
 
+    checkpoint: str = ""  # a Hugging Face folder; decides the sizes from here to tie_embeddings
     d_model: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -50,10 +52,26 @@ class PolicyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    scan_unroll: int = 1  # layers a scan step of the learner: more compile longer and run faster
+    tokenizer: str = ""  # a SentencePiece .model file; empty: the checkpoint's, or the embedded one
+    thinking: bool | None = None  # the chat template's enable_thinking; none: the template decides
+    earlier_turns: str = "as_rendered"  # or 'as_sampled', where the template rewrites earlier turns
     dtype: str = "float32"  # of activations and the KV cache: 'float32' or 'bfloat16'
-    param_dtype: str = "float32"
-    tokenizer: str = ""  # a SentencePiece .model file; empty: the embedded one
+    param_dtype: str = "float32"  # with 'bfloat16' the optimiser keeps them in float32 as well
+    scan_unroll: int = 1  # layers a scan step of the learner: more compile longer and run faster
+    remat: str = "none"  # what the backward pass computes again: 'none', 'dots' (all but products)
+    # or 'full' (all but each layer's input)
+    attention_block: int = 512  # longer rows and caches are attended to in blocks of this length
+    lora_rank: int = 0  # of adapters beside frozen parameters; 0: all parameters are trained
+    lora_alpha: float = 16.0  # adapters weigh lora_alpha / lora_rank
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 @dataclass(frozen=True)

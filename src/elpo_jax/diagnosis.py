@@ -12,11 +12,12 @@ from elpo_jax.cold_start import make_supervised_learner
 from elpo_jax.faults import SAMPLE, Fault
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.learner import Learner
+from elpo_jax.learner.partition import split
 from elpo_jax.learner.run import SUPERVISED, NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner
 from elpo_jax.learner.surrogate import clipped_surrogate
 from elpo_jax.learner.update import TrainState, make_log_probs
-from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh
 from elpo_jax.trainer import make_learner
 
@@ -48,7 +49,7 @@ class Replay:
         config = fault.config
         self.fault = fault
         self.mesh = make_mesh(config.mesh)
-        self.model = Decoder(config.policy, fault.vocab_size, self.mesh)
+        self.model = make_decoder(config.policy, fault.vocab_size, self.mesh)
         make = make_supervised_learner if fault.kind == SUPERVISED else make_learner
         self.learner: Learner | SupervisedLearner = make(config, self.model, self.mesh)
         self._log_probs = make_log_probs(
@@ -111,11 +112,10 @@ class Replay:
         return accumulator.gradients, accumulator.loss
 
     def _new_parameters(self, state: TrainState, gradients: Any) -> Any:
-        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
-        updates, _ = self.learner.optimizer.transform.update(
-            gradients, state.opt_state, state.params
-        )
-        return optax.apply_updates(state.params, updates)
+        weights = state.masters or split(state.params)[0]
+        transform = self.learner.optimizer.transform
+        updates, _ = transform.update(gradients, state.opt_state, weights)
+        return optax.apply_updates(weights, updates)
 
     def _of_tokens(self, name: str, values: Sequence[np.ndarray]) -> Stage:
         """Of the tokens that count, [B, T] for each micro-batch."""

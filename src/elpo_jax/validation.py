@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from elpo_jax.config import Config, field_types, get
 from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.learner.base import AGGREGATIONS
+from elpo_jax.policy.architecture import LORA_TARGETS, REMAT, Architecture
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
 from elpo_jax.tasks.files import FORMATS
@@ -35,6 +36,7 @@ ASCENDING = Range(
     lambda x: len(x) > 0 and x[0] >= 1 and all(a < b for a, b in pairwise(x)),
     "lengths of 1 or more in ascending order",
 )
+FOLDER = Range(lambda x: not x or Path(x).is_dir(), "a folder, or empty")
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 
 _OPTIMIZER = {
@@ -51,6 +53,7 @@ RANGES = {
     "seed": SEED,
     "data.train": FILE,
     "data.eval": FILE,
+    "policy.checkpoint": FOLDER,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -61,6 +64,13 @@ RANGES = {
     "policy.norm_eps": POSITIVE,
     "policy.scan_unroll": AT_LEAST_ONE,
     "policy.tokenizer": FILE,
+    "policy.attention_block": AT_LEAST_ONE,
+    "policy.lora_rank": NOT_NEGATIVE,
+    "policy.lora_alpha": POSITIVE,
+    "policy.lora_targets": Range(
+        lambda x: x and set(x) <= LORA_TARGETS.keys() and len(set(x)) == len(x),
+        f"one or more of {', '.join(LORA_TARGETS)}, each once",
+    ),
     "mesh.data": AT_LEAST_ONE,
     "mesh.fsdp": AT_LEAST_ONE,
     "mesh.tensor": AT_LEAST_ONE,
@@ -123,6 +133,8 @@ NAMES: Mapping[str, Collection[str]] = {
     "data.format": FORMATS,
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
+    "policy.remat": REMAT,
+    "policy.earlier_turns": ("as_rendered", "as_sampled"),
     "rollout.search": SEARCHES,
     "rollout.gap": GAPS,
     "loss.aggregation": AGGREGATIONS,
@@ -154,6 +166,13 @@ def validate(
             if get(config, key) is not None and not check.holds(get(config, key))
         ),
     ]
+    if config.policy.checkpoint:
+        problems += [
+            f"{key}: expected none beside policy.checkpoint, which decides it, got "
+            f"{get(config, key)!r}"
+            for key in _OF_CHECKPOINT
+            if get(config, key) != get(Config(), key)
+        ]
     for key, names in {**NAMES, **(known or {})}.items():
         value = get(config, key)
         if value is not None and value not in names:
@@ -168,18 +187,32 @@ def validate(
         raise UsageError(sorted(problems, key=lambda line: order.get(line.partition(":")[0], -1)))
 
 
-def validate_vocabulary(config: Config, size: int) -> None:
-    """Checks the one size that the tokenizer decides, not the config.
+def validate_architecture(config: Config, architecture: Architecture) -> None:
+    """Checks the sizes that a checkpoint or the tokenizer decide, not the config.
 
     Raises:
-      UsageError: the vocabulary can't be spread over the mesh.
+      UsageError: they can't be spread over the mesh.
     """
-    tensor = config.mesh.tensor
-    if size % tensor:
-        also = (get(config, key) for key in _OVER_TENSOR)
-        raise UsageError(
-            [_no_divisor("mesh.tensor", tensor, f"the vocabulary={size}", size, *also)]
-        )
+    sizes = {
+        "mesh.fsdp": (architecture.d_model,),
+        "mesh.tensor": (
+            architecture.num_heads,
+            architecture.num_kv_heads,
+            architecture.mlp_dim,
+            architecture.vocab_size,
+        ),
+    }
+    names = {
+        "mesh.fsdp": "the width={}",
+        "mesh.tensor": "the heads={}, kv heads={}, MLP width={} and vocabulary={}",
+    }
+    problems = [
+        _no_divisor(axis, get(config, axis), names[axis].format(*counts), *counts)
+        for axis, counts in sizes.items()
+        if any(count % get(config, axis) for count in counts)
+    ]
+    if problems:
+        raise UsageError(problems)
 
 
 def _broken_relations(config: Config, wrong: Set[str]) -> Iterator[str]:
@@ -216,6 +249,8 @@ def _indivisible(config: Config, wrong: Set[str]) -> Iterator[str]:
                 f"{key}: expected a multiple of mesh.data * mesh.fsdp = {devices}, got {value}; "
                 f"{' or '.join(near)} would do"
             )
+    if config.policy.checkpoint:  # its sizes come later, see `validate_architecture`
+        return
     for axis, count, keys in (
         ("mesh.fsdp", mesh.fsdp, _OVER_FSDP),
         ("mesh.tensor", mesh.tensor, _OVER_TENSOR),
@@ -231,6 +266,20 @@ def _no_divisor(axis: str, count: int, named: str, *sizes: int) -> str:
     return f"{axis}: expected a divisor of {named}, got {count}; {near} would do"
 
 
+_OF_CHECKPOINT = tuple(
+    f"policy.{name}"
+    for name in (
+        "d_model",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+        "rope_theta",
+        "norm_eps",
+        "tie_embeddings",
+    )
+)
 _MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 # What the rules of `policy.sharding` spread over which axes of the mesh.
 _OVER_DATA_AND_FSDP = (

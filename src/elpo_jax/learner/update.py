@@ -17,6 +17,8 @@ from elpo_jax.learner.base import Array, MicroBatch
 from elpo_jax.learner.logprobs import token_log_probs, token_log_probs_and_entropies
 from elpo_jax.learner.loss import Statistics
 from elpo_jax.learner.optimizer import Optimizer
+from elpo_jax.learner.partition import merge, split
+from elpo_jax.policy.sharding import param_shapes
 
 Params = Any  # a nested dict of arrays
 Shardings = Any  # a NamedSharding for each parameter, in the same nest
@@ -24,17 +26,22 @@ Loss = Callable[[jax.Array, MicroBatch, Any], tuple[jax.Array, Statistics]]
 
 
 class TrainState(NamedTuple):
-    """All that training changes; donated to `apply` and replaced by its result."""
+    """All that training changes; donated to `apply` and replaced by its result.
+
+    Parameters that aren't float32 would round most updates away. So the optimiser works on masters,
+    float32 copies of those that are trained, and the parameters are what rounding leaves of them.
+    """
 
     params: Params
     opt_state: optax.OptState
     step: Array  # int32 [], updates applied
+    masters: Params  # float32, of the trained parameters; {} where those are float32 themselves
 
 
 class Accumulator(NamedTuple):
     """Sums over the micro-batches of one update; donated to `accumulate`."""
 
-    gradients: Params  # float32, shaped as the parameters
+    gradients: Params  # float32, shaped as the trained parameters
     loss: Array  # float32 []
 
 
@@ -96,12 +103,16 @@ def make_update(
       batch_sharding: of arrays [B, T]; None: as they come.
     """
 
-    state_shardings, replicated = _state_shardings(optimizer.transform, param_shardings)
-    accumulator_shardings = Accumulator(param_shardings, replicated) if replicated else None
+    state_shardings, replicated = _state_shardings(model, optimizer.transform, param_shardings)
+    accumulator_shardings = None
+    if param_shardings is not None:
+        accumulator_shardings = Accumulator(split(param_shardings)[0], replicated)
 
     def zeros(params: Params) -> Accumulator:
-        gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        return Accumulator(gradients, jnp.zeros((), jnp.float32))
+        return Accumulator(
+            jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), split(params)[0]),
+            jnp.zeros((), jnp.float32),
+        )
 
     def accumulate(
         params: Params,
@@ -110,31 +121,40 @@ def make_update(
         temperature: jax.Array,
         bounds: Any,
     ) -> tuple[Accumulator, Statistics]:
-        def loss_of(params: Params) -> tuple[jax.Array, Statistics]:
-            hidden, logits_fn = _forward(model, params, micro_batch.tokens)
+        trained, frozen = split(params)
+
+        def loss_of(trained: Params) -> tuple[jax.Array, Statistics]:
+            hidden, logits_fn = _forward(model, merge(trained, frozen), micro_batch.tokens)
             log_probs = token_log_probs(logits_fn, hidden, micro_batch.tokens, temperature, chunk)
             return loss(log_probs, micro_batch, bounds)
 
-        (value, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (value, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         gradients = jax.tree.map(lambda total, g: total + g, accumulator.gradients, gradients)
         return Accumulator(gradients, accumulator.loss + value), statistics
 
     def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Applied]:
         grad_norm = optax.tree.norm(accumulator.gradients)
-        gradients = jax.tree.map(
-            lambda g, p: g.astype(p.dtype), accumulator.gradients, state.params
+        trained, frozen = split(state.params)
+        weights = state.masters or trained
+        updates, opt_state = optimizer.transform.update(
+            accumulator.gradients, state.opt_state, weights
         )
-        updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        numbers = [accumulator.loss, grad_norm, *jax.tree.leaves(params)]
+        weights = optax.apply_updates(weights, updates)
+        numbers = [accumulator.loss, grad_norm, *jax.tree.leaves(weights)]
         ok = jnp.stack([jnp.isfinite(x).all() for x in numbers]).all()
-        replacement = TrainState(params, opt_state, state.step + 1)
+        rounded = jax.tree.map(lambda weight, p: weight.astype(p.dtype), weights, trained)
+        replacement = TrainState(
+            merge(rounded, frozen), opt_state, state.step + 1, weights if state.masters else {}
+        )
         state_after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), replacement, state)
         rate = jnp.asarray(optimizer.schedule(state.step), jnp.float32)
         return state_after, Applied(ok, accumulator.loss, grad_norm, rate)
 
     def init(params: Params) -> TrainState:
-        return TrainState(params, optimizer.transform.init(params), jnp.zeros((), jnp.int32))
+        masters = _masters(params)
+        weights = masters or split(params)[0]
+        opt_state = optimizer.transform.init(weights)
+        return TrainState(params, opt_state, jnp.zeros((), jnp.int32), masters)
 
     return UpdatePrograms(
         init=jax.jit(init, donate_argnames="params", out_shardings=state_shardings),
@@ -158,23 +178,33 @@ def _forward(
     return hidden, lambda h: jnp.asarray(model.apply(variables, h, method="logits"))
 
 
+def _masters(params: Params) -> Params:
+    """Float32 copies of the trained parameters; {} where all of them are float32."""
+    trained, _ = split(params)
+    if all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trained)):
+        return {}
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
+
+
 def _state_shardings(
-    transform: optax.GradientTransformation, params: Shardings | None
+    model: nn.Module, transform: optax.GradientTransformation, shardings: Shardings | None
 ) -> tuple[TrainState | None, NamedSharding | None]:
-    """Where a train state lives, each moment with its parameter, and where scalars do.
+    """Where a train state lives: moments and masters with their parameter, and where scalars do.
 
     The programs name their results' shardings rather than leave them to the compiler, whose own
     spelling of the same layout would count as another one, and compile every program again.
     """
-    if params is None:
+    if shardings is None:
         return None, None
-    replicated = NamedSharding(jax.tree.leaves(params)[0].mesh, PartitionSpec())
-    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), params)
+    replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+    trained, _ = split(shardings)
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), trained)
     opt_state = optax.tree.map_params(
         transform,
         lambda _, sharding: sharding,
         jax.eval_shape(transform.init, shapes),
-        params,
+        trained,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(params, opt_state, replicated), replicated
+    masters = jax.eval_shape(lambda p: _masters(p), param_shapes(model))
+    return TrainState(shardings, opt_state, replicated, trained if masters else {}), replicated

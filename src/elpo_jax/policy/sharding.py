@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
+    ("lora", None),
 )
 
 
@@ -86,9 +87,25 @@ def gather_fsdp(params: Params, shardings: Params) -> Params:
     return jax.tree.map(gather, params, shardings)
 
 
+def of_each_layer(shardings: Params) -> Params:
+    """Shardings of one layer's parameters, from those of all layers' stacked along axis 0."""
+    return jax.tree.map(
+        lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shardings
+    )
+
+
+def param_shapes(model: nn.Module) -> Params:
+    """A `jax.ShapeDtypeStruct` for each parameter."""
+    return nn.unbox(_boxed_shapes(model))
+
+
+def _boxed_shapes(model: nn.Module) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
 def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
     """A NamedSharding for each parameter."""
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    boxed = _boxed_shapes(model)
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
 
 

@@ -21,9 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from elpo_jax.config import PolicyConfig
 from elpo_jax.policy.model import Block, Decoder
-from elpo_jax.policy.sharding import constrain, gather_fsdp, param_shardings, spec
+from elpo_jax.policy.sharding import (
+    constrain,
+    gather_fsdp,
+    of_each_layer,
+    param_shardings,
+    spec,
+)
+from elpo_jax.sampler.cache_attention import attend_chunk, attend_one, capacity
 from elpo_jax.sampler.sampling import draw
 
 Params = Any
@@ -64,10 +70,11 @@ class Drawn(NamedTuple):
     steps: jax.Array  # int32 [], forward passes made
 
 
-def init_cache(config: PolicyConfig, rows: int, length: int) -> KVCache:
+def init_cache(model: Decoder, rows: int, length: int) -> KVCache:
     """An empty cache of `rows` rows with room for `length` tokens each."""
-    heads, size, dtype = config.num_kv_heads, config.head_dim, config.dtype
-    layers = range(config.num_layers)
+    heads, size = model.architecture.num_kv_heads, model.architecture.head_dim
+    length = capacity(length, model.compute.attention_block)
+    layers, dtype = range(model.architecture.num_layers), model.compute.dtype
     return KVCache(
         tuple(jnp.zeros((rows, heads, size, length), dtype) for _ in layers),
         tuple(jnp.zeros((rows, heads, length, size), dtype) for _ in layers),
@@ -75,12 +82,11 @@ def init_cache(config: PolicyConfig, rows: int, length: int) -> KVCache:
 
 
 def _layer(params: Params, index: int) -> Params:
-    return {"params": jax.tree.map(lambda leaf: leaf[index], params["layers"])}
+    return jax.tree.map(lambda leaf: leaf[index], params["layers"])
 
 
-def _softmax_where(scores: jax.Array, visible: jax.Array) -> jax.Array:
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+def _windows(model: Decoder) -> tuple[int, ...]:
+    return model.architecture.windows or (0,) * model.architecture.num_layers
 
 
 def prefill(
@@ -103,46 +109,28 @@ def prefill(
       offsets: int32 [P], position of each row's first token.
       lengths: int32 [P], tokens of the chunk that are real.
     """
-    config = model.config
-    capacity = cache.keys[0].shape[-1]
+    length = cache.keys[0].shape[-1]
     step = jnp.arange(tokens.shape[1])[None, :]
     positions = offsets[:, None] + step  # [P, N]
     # Padding is sent out of range, where scatters drop it.
-    targets = jnp.where(step < lengths[:, None], positions, capacity)
-    visible = jnp.arange(capacity)[None, None, :] <= positions[:, :, None]  # [P, N, T]
+    targets = jnp.where(step < lengths[:, None], positions, length)
     x = model.apply({"params": params}, tokens, method="embed")
-    block = Block(config, model.mesh)
+    block = Block(model.architecture, model.compute, model.mesh)
     keys, values = list(cache.keys), list(cache.values)
-    for i in range(config.num_layers):
-        layer = _layer(params, i)
+    for i, window in enumerate(_windows(model)):
+        layer = {"params": _layer(params, i)}
         q, k, v = block.apply(layer, x, positions, method="qkv")
         where = (rows[:, None], slice(None), slice(None), targets)
         keys[i] = keys[i].at[where].set(k, mode="drop")
         values[i] = values[i].at[rows[:, None], :, targets, :].set(v, mode="drop")
-        grouped = q.reshape(*q.shape[:2], config.num_kv_heads, -1, config.head_dim)
+        grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
         past_keys = keys[i].at[rows].get(mode="clip")  # [P, K, C, T]
         past_values = values[i].at[rows].get(mode="clip")  # [P, K, T, C]
-        scores = jnp.einsum(
-            "pnkgc,pkct->pkgnt", grouped, past_keys, preferred_element_type=jnp.float32
+        context = attend_chunk(
+            grouped, past_keys, past_values, positions, model.compute.attention_block, window
         )
-        weights = _softmax_where(scores * config.head_dim**-0.5, visible[:, None, None])
-        context = jnp.einsum("pkgnt,pktc->pnkgc", weights.astype(v.dtype), past_values)
         x = block.apply(layer, x, context.reshape(q.shape), method="finish")
     return KVCache(tuple(keys), tuple(values))
-
-
-def _attend_one(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
-    """One query a lane: q [S, K, G, C], cache rows, visible bool [S, T] -> [S, K, G, C].
-
-    Products and sums instead of dots: with so few queries a row, XLA's CPU dots are slower.
-    """
-    size = q.shape[-1]
-    scores = jnp.sum(
-        q[..., None].astype(jnp.float32) * keys[:, :, None].astype(jnp.float32), axis=3
-    )  # [S, K, G, T]
-    weights = _softmax_where(scores * size**-0.5, visible[:, None, None])
-    context = jnp.sum(weights[..., None] * values[:, :, None].astype(jnp.float32), axis=3)
-    return context.astype(q.dtype)
 
 
 @jax.vmap
@@ -169,18 +157,19 @@ def _forward_one(
     writable: jax.Array,
 ) -> tuple[KVCache, jax.Array]:
     """Feeds one token a lane: int32 [S] at positions [S] -> cache, float32 logits [S, V]."""
-    config = model.config
-    lanes, capacity = pending.shape[0], cache.keys[0].shape[-1]
-    targets = jnp.where(writable, positions, capacity)
-    visible = jnp.arange(capacity)[None, :] <= positions[:, None]
+    lanes, length = pending.shape[0], cache.keys[0].shape[-1]
+    targets = jnp.where(writable, positions, length)
     x = model.apply({"params": params}, pending[:, None], method="embed")  # [S, 1, D]
-    block = Block(config, model.mesh)
+    block = Block(model.architecture, model.compute, model.mesh)
     keys, values = list(cache.keys), list(cache.values)
-    for i, layer in enumerate(layers):
+    for i, (params_of_layer, window) in enumerate(zip(layers, _windows(model), strict=True)):
+        layer = {"params": params_of_layer}
         q, k, v = block.apply(layer, x, positions[:, None], method="qkv")
         keys[i], values[i] = _write_one(keys[i], values[i], targets, k[:, 0], v[:, 0])
-        grouped = q.reshape(lanes, config.num_kv_heads, -1, config.head_dim)
-        context = _attend_one(grouped, keys[i], values[i], visible)
+        grouped = q.reshape(lanes, k.shape[2], -1, q.shape[-1])
+        context = attend_one(
+            grouped, keys[i], values[i], positions, model.compute.attention_block, window
+        )
         x = block.apply(layer, x, context.reshape(q.shape), method="finish")
     logits = model.apply({"params": params}, x[:, 0], method="logits")
     return KVCache(tuple(keys), tuple(values)), logits
@@ -211,9 +200,13 @@ def decode(
       exit_below: int32 [], leave early once fewer lanes than this are active (at least 1).
     """
     count = lanes.pending.shape[0]
+    layers = [_layer(params, i) for i in range(model.architecture.num_layers)]
+    params = {name: part for name, part in params.items() if name != "layers"}
     if model.mesh is not None:
-        params = gather_fsdp(params, param_shardings(model, model.mesh))
-    layers = [_layer(params, i) for i in range(model.config.num_layers)]
+        shardings = param_shardings(model, model.mesh)
+        of_layer = of_each_layer(shardings["layers"])
+        layers = [gather_fsdp(layer, of_layer) for layer in layers]
+        params = gather_fsdp(params, {name: shardings[name] for name in params})
 
     def lane_key(identity: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(step_key, identity[0]), identity[1])

@@ -119,7 +119,7 @@ class Engine:
 
     def _cache(self, model: Decoder, rows: int, mesh: Mesh) -> device.KVCache:
         init = jax.jit(
-            lambda: device.init_cache(model.config, rows, self.max_length),
+            lambda: device.init_cache(model, rows, self.max_length),
             out_shardings=device.cache_sharding(mesh),
         )
         return init()
