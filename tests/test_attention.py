@@ -95,7 +95,8 @@ def test_memory_grows_with_the_length_forward_and_backward():
 @pytest.mark.parametrize("window", [0, 6])
 def test_a_cache_in_blocks_gives_what_the_cache_at_once_gives(window):
     length, block = capacity(29, 8), 8
-    assert length == 32 and capacity(29, 64) == 29
+    assert length == 32
+    assert capacity(29, 64) == 29
     rng = np.random.default_rng(0)
     rows, tokens = 3, 4
     q = jnp.asarray(rng.normal(size=(rows, tokens, KV_HEADS, 2, SIZE)), jnp.float32)
