@@ -56,6 +56,7 @@ LAYERS = {
         "metrics",
         "policy.chat",
         "policy.families",
+        "policy.published",
         "policy.tokenizer",
         "progress",
         "report",
@@ -76,6 +77,7 @@ LAYERS = {
         "evaluation",
         "faults",
         "learner",
+        "planning",
         "policy",
         "sampler",
         "trainer",
@@ -85,6 +87,7 @@ LAYERS = {
     "entry": (
         "compare",
         "evaluate",
+        "plan",
         "policy.train_tokenizer",
         "replay",
         "report.__main__",

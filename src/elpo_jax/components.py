@@ -1,7 +1,7 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.model import Decoder
-from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
+from elpo_jax.policy.sharding import (
+    batch_sharding,
+    filled,
+    init_params,
+    make_mesh,
+    param_shardings,
+)
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
@@ -23,7 +29,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
-from elpo_jax.validation import validate_architecture
+from elpo_jax.validation import validate_mesh
 
 Params = Any
 
@@ -125,7 +131,8 @@ def build(config: Config) -> Components:
     except ValueError as error:
         raise UsageError([f"policy.tokenizer: {error}"]) from error
     model = make_decoder(config.policy, tokenizer.vocab_size, mesh)
-    validate_architecture(config, model.architecture)
+    filled_mesh = replace(config, mesh=filled(config.mesh, mesh.size))
+    validate_mesh(filled_mesh, model.architecture)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length
     return Components(

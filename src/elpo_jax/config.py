@@ -38,6 +38,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen parameters (https://arxiv.org/abs/2106.09685)."""
+
+    rank: int = 0  # 0: no adapters, all parameters are trained
+    alpha: float = 16.0  # adapters weigh alpha / rank
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """A checkpoint, or a decoder of the Qwen3 shape that starts from scratch, about a million
     parameters by default."""
@@ -61,22 +78,13 @@ class PolicyConfig:
     remat: str = "none"  # what the backward pass computes again: 'none', 'dots' (all but products)
     # or 'full' (all but each layer's input)
     attention_block: int = 512  # longer rows and caches are attended to in blocks of this length
-    lora_rank: int = 0  # of adapters beside frozen parameters; 0: all parameters are trained
-    lora_alpha: float = 16.0  # adapters weigh lora_alpha / lora_rank
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; the product must be the number of devices."""
+    """Devices along each axis of the mesh; the product must be the number of devices. One may be
+    0: all that the others leave."""
 
     data: int = 1
     fsdp: int = 1

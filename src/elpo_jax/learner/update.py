@@ -62,12 +62,15 @@ class UpdatePrograms(NamedTuple):
     accumulate: (params, accumulator, micro_batch, temperature, bounds)
       -> (accumulator, statistics).
     apply: (state, accumulator) -> (state, applied).
+    state_shardings, accumulator_shardings: of a state and an accumulator; None: as they come.
     """
 
     init: Callable[[Params], TrainState]
     zeros: Callable[[Params], Accumulator]
     accumulate: Callable[..., tuple[Accumulator, Statistics]]
     apply: Callable[[TrainState, Accumulator], tuple[TrainState, Applied]]
+    state_shardings: TrainState | None
+    accumulator_shardings: Accumulator | None
 
 
 def make_log_probs(
@@ -166,6 +169,8 @@ def make_update(
             out_shardings=(accumulator_shardings, replicated),
         ),
         apply=jax.jit(apply, donate_argnames="state", out_shardings=(state_shardings, replicated)),
+        state_shardings=state_shardings,
+        accumulator_shardings=accumulator_shardings,
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("time", None),
+    ("kept_time", "tensor"),
     ("layers", None),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -40,8 +42,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
       UsageError: when the sizes' product isn't the number of devices.
     """
-    sizes = (config.data, config.fsdp, config.tensor)
     devices = jax.devices() if devices is None else devices
+    config = filled(config, len(devices))
+    sizes = (config.data, config.fsdp, config.tensor)
     if math.prod(sizes) != len(devices):
         data, rest = divmod(len(devices), config.fsdp * config.tensor)
         near = f"{len(devices)} * 1 * 1" if rest else f"{data} * {config.fsdp} * {config.tensor}"
@@ -52,6 +55,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             ]
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def filled(config: MeshConfig, devices: int) -> MeshConfig:
+    """The config with the devices that the other axes leave in place of a 0, at least 1."""
+    given = math.prod(size for size in asdict(config).values() if size)
+    sizes = {axis: size or max(1, devices // given) for axis, size in asdict(config).items()}
+    return MeshConfig(**sizes)
 
 
 def spec(*names: str | None) -> PartitionSpec:
