@@ -1,6 +1,7 @@
 """Templates of checkpoints: what is found out about them, ids against their own rendering."""
 
 import json
+import unicodedata
 
 import pytest
 from chat_folders import FORGETFUL, LLAMA, QWEN, QWEN3, llama_folder, qwen_folder
@@ -139,9 +140,7 @@ def test_any_question_and_result_are_the_templates_own(loaded, chats, name, ques
 
 def same(a, b):
     """Equal up to normalisation, which pieces and the whole may undergo differently."""
-    from unicodedata import normalize
-
-    return normalize("NFC", a) == normalize("NFC", b)
+    return unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama"])
@@ -197,7 +196,7 @@ def test_qwen3_without_thinking_rewrites_earlier_turns(loaded):
 
 
 def test_thoughts_that_are_stripped_later(loaded):
-    with pytest.raises(ValueError, match="policy.earlier_turns=as_sampled"):
+    with pytest.raises(ValueError, match=r"policy\.earlier_turns=as_sampled"):
         chat_of(loaded["qwen"], FORGETFUL)
     chat = chat_of(loaded["qwen"], FORGETFUL, earlier_turns="as_sampled")
     assert chat.around_tool == chat_of(loaded["qwen"]).around_tool
