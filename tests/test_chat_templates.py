@@ -227,7 +227,7 @@ def test_unknown_ways_with_earlier_turns_are_refused(loaded):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("{{- tool | tojson }}", ""), None),  # one that shows less than all is not ours to judge
+        (("{{- tool | tojson }}", ""), "shows tools to the policy, got none"),
         (("{%- if tools %}", "{%- if false %}"), "shows tools to the policy, got none"),
         (("m.tool_calls %}", "false %}"), "a tool call in one of the forms hermes, llama3"),
         (('{"name": "', '{"function": "'), "a tool call in one of the forms"),
@@ -250,6 +250,13 @@ def test_templates_that_are_refused(loaded, change, message):
         chat_of(loaded["qwen"], template)
     assert str(caught.value).startswith("chat template: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_template_that_needs_tools(loaded):
+    template = QWEN.replace("{%- if tools %}", "{%- if tools | length %}")
+    assert chat_of(loaded["qwen"], template).call_form.name == "hermes"
+    with pytest.raises(ValueError, match="can't be rendered"):
+        chat_of(loaded["qwen"], template, tools=())
 
 
 def test_calls_behind_the_python_tag(loaded):
