@@ -26,6 +26,7 @@ LAYERS = {
         "learner.base",
         "policy.architecture",
         "policy.rope",
+        "presets",
         "rollout.controller",
         "rollout.tree",
         "tasks.base",

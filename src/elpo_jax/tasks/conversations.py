@@ -1,0 +1,155 @@
+"""Whole conversations from a file, to learn from: columns `messages` and `tools`.
+
+Open-AgentRL-SFT-3K and most files for fine-tuning with tools have them. How a conversation becomes
+tokens is the chat template's to say, so it comes in as a function.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from elpo_jax.errors import UsageError
+from elpo_jax.tasks.rows import Row, check_unicode, convert, field_of, one_line, read_content, shown
+
+KEY = "sft.data"  # the setting that names the file
+
+Tokens = tuple[np.ndarray, np.ndarray]  # ids int32 [T], and which are the policy's, bool [T]
+ToTokens = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Tokens]
+
+# What templates, which are programs, raise on messages that they don't expect.
+_TEMPLATE_ERRORS = (TypeError, LookupError, AttributeError, jinja2.TemplateError)
+
+
+class Conversations(NamedTuple):
+    """What was read.
+
+    Attributes:
+      pairs: of each usable row, in order.
+      digest: SHA-256 of the file.
+      tools: names of the tools in the usable rows, in alphabetical order.
+      notes: lines for the user: bad rows, and how many are good.
+    """
+
+    pairs: tuple[Tokens, ...]
+    digest: str
+    tools: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_conversations(path: str, to_tokens: ToTokens, max_length: int) -> Conversations:
+    """Reads the file.
+
+    Args:
+      path: JSON lines, a JSON list or Parquet, see `rows.convert`.
+      to_tokens: (messages, tools) -> ids and which are the policy's.
+      max_length: tokens that a row may have.
+
+    Raises:
+      UsageError: it can't be read, or has no row that can be used.
+    """
+    content, digest = read_content(Path(path), KEY)
+    try:
+        rows = convert(content, path, partial(_tokens, to_tokens=to_tokens, max_length=max_length))
+    except ValueError as error:
+        raise UsageError([f"{KEY}: {path}: {error}"]) from None
+    if not rows.good:
+        expected = "a row with messages that can be learnt from"
+        raise UsageError([f"{KEY}: {path}: expected {expected}, got none", *rows.named(path)])
+    pairs = tuple(pair for _, (pair, _) in rows.good)
+    tools = sorted(set().union(*(names for _, (_, names) in rows.good)))
+    counts = f"conversations: {len(pairs)}, bad rows: {len(rows.bad)}"
+    notes = (*rows.named(path), f"{KEY}: {path}: {counts}")
+    return Conversations(pairs, digest, tuple(tools), notes)
+
+
+def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> tuple[Tokens, frozenset[str]]:
+    """A row's tokens and the names of its tools.
+
+    Raises:
+      ValueError: why it can't be used, in one line.
+    """
+    try:
+        messages, tools = _messages(row), _tools(row)
+        ids, is_policy = to_tokens(messages, tools)
+    except RecursionError:
+        raise ValueError("expected messages and tools of fewer levels, got too many") from None
+    except ValueError as error:
+        raise ValueError(one_line(error)) from None
+    except _TEMPLATE_ERRORS as error:
+        words = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"messages: expected what the chat template takes, got {words}") from None
+    if len(ids) > max_length:
+        limit = f"at most the {max_length} tokens of the last of train.length_buckets"
+        raise ValueError(f"messages: expected {limit}, got {len(ids)}")
+    if not is_policy[1:].any():  # nothing predicts the first token
+        raise ValueError("messages: expected an assistant turn to learn from, got none")
+    return (ids, is_policy), frozenset(_name(tool) for tool in tools)
+
+
+def _messages(row: Row) -> list[dict[str, Any]]:
+    messages = _objects("messages", field_of(row, "messages"))
+    if not messages:
+        raise ValueError("messages: expected at least one, got none")
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        calls = message.get("tool_calls", [])
+        if not isinstance(calls, list):
+            raise ValueError(f"{where}.tool_calls: expected a list, got {shown(calls)}")
+        for field in ("role",) if calls and "content" not in message else ("role", "content"):
+            if not isinstance(message.get(field), str):
+                got = shown(message.get(field))
+                raise ValueError(f"{where}.{field}: expected a text, got {got}")
+        if calls:
+            message["tool_calls"] = [_call(f"{where}.tool_calls", call) for call in calls]
+    return messages
+
+
+def _call(where: str, call: Any) -> Mapping[str, Any]:
+    """A call, its arguments an object. Templates would write JSON text as a string in quotes."""
+    if not isinstance(call, Mapping):
+        raise ValueError(f"{where}: expected objects, got {shown(call)}")
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _call(where, call["function"])}
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _parsed(f"{where} arguments", arguments)
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{where} arguments: expected an object, got {shown(arguments)}")
+    return {**call, "arguments": arguments}
+
+
+def _tools(row: Row) -> list[dict[str, Any]]:
+    """The schemas; none where the row has no such field."""
+    tools = row.get("tools")
+    return [] if tools is None or tools == "" else _objects("tools", tools)
+
+
+def _objects(field: str, value: Any) -> list[dict[str, Any]]:
+    """A list of objects without what is null, also where a column holds it as JSON text."""
+    if isinstance(value, str):
+        value = _parsed(field, value)
+    if not isinstance(value, list):
+        raise ValueError(f"{field}: expected a list, got {shown(value)}")
+    check_unicode(field, value)
+    for number, item in enumerate(value):
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{field}[{number}]: expected an object, got {shown(item)}")
+    return [{name: x for name, x in item.items() if x is not None} for item in value]
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{where}: expected JSON, got {shown(text)}") from None
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    """A schema's name, be it within 'function' or not."""
+    inner = tool.get("function")
+    return str((inner if isinstance(inner, Mapping) else tool).get("name"))
