@@ -54,7 +54,8 @@ def read_conversations(path: str, to_tokens: ToTokens, max_length: int) -> Conve
     """
     content, digest = read_content(Path(path), KEY)
     try:
-        rows = convert(content, path, partial(_tokens, to_tokens=to_tokens, max_length=max_length))
+        make = partial(_tokens, to_tokens=to_tokens, max_length=max_length)
+        rows = convert(content, path, make, drop_nulls=True)
     except ValueError as error:
         raise UsageError([f"{KEY}: {path}: {error}"]) from None
     if not rows.good:

@@ -68,7 +68,9 @@ def read_content(path: Path, key: str) -> tuple[bytes, str]:
     return content, hashlib.sha256(content).hexdigest()
 
 
-def convert(content: bytes, name: str, make: Callable[[Row], T]) -> Rows[T]:
+def convert(
+    content: bytes, name: str, make: Callable[[Row], T], drop_nulls: bool = False
+) -> Rows[T]:
     """Makes something of each row.
 
     Args:
@@ -76,13 +78,15 @@ def convert(content: bytes, name: str, make: Callable[[Row], T]) -> Rows[T]:
         .json and it begins with a bracket; else JSON lines in UTF-8, empty ones passed over.
       name: of the file.
       make: what a row becomes; raises ValueError, in one line, for one that can't be used.
+      drop_nulls: leave out what is null inside a Parquet file's columns, where all objects have the
+        fields of each.
 
     Raises:
       ValueError: the file as a whole isn't what it should be.
     """
     suffix = Path(name).suffix.lower()
     if content.startswith(_PARQUET) or suffix == ".parquet":
-        rows, unit = _parquet(content), "row"
+        rows, unit = _parquet(content, drop_nulls), "row"
     elif suffix == ".json" and content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         rows, unit = _json_list(content), "row"
     else:
@@ -187,7 +191,7 @@ def _json_list(content: bytes) -> Iterator[tuple[int, Any]]:
     return enumerate(rows, 1)
 
 
-def _parquet(content: bytes) -> Iterator[tuple[int, Any]]:
+def _parquet(content: bytes, drop_nulls: bool) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, a batch of them at a time: the file may be much larger unpacked."""
     # Imported here because most runs read no such file and it takes a while.
     import pyarrow
@@ -199,7 +203,7 @@ def _parquet(content: bytes) -> Iterator[tuple[int, Any]]:
         for batch in file.iter_batches(_BATCH):
             for row in _batch_rows(batch):
                 number += 1
-                yield number, _without_nulls(row)
+                yield number, _without_nulls(row) if drop_nulls else row
     except (pyarrow.ArrowException, OSError, OverflowError) as error:
         where = f" after row {number}" if number else ""
         raise ValueError(f"expected Parquet, got a fault{where}: {one_line(error)}") from None
@@ -216,7 +220,7 @@ def _batch_rows(batch: Any) -> list[Any]:
 
 
 def _without_nulls(row: Any) -> Any:
-    """A row without what is null inside it: a column's objects all have the fields of each."""
+    """A row whose columns, if not null themselves, hold objects without null fields."""
 
     def inner(value: Any) -> Any:
         if isinstance(value, dict):
