@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from worlds import PROPERTY
 
 from elpo_jax.config import EpisodeConfig
-from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat, render
+from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.template import render
 from elpo_jax.policy.tokenizer import CONTROL, SentencePieceTokenizer
 from elpo_jax.tasks.base import HELD_OUT
 from elpo_jax.tasks.science.suite import LENGTHS, ScienceSuite
@@ -219,7 +220,7 @@ def test_schemas_are_compact_json():
 def test_rendering_is_quiet_and_leaves_logging_alone():
     code = (
         "import logging\n"
-        "from elpo_jax.policy.chat import render\n"
+        "from elpo_jax.policy.template import render\n"
         "print(render('{{ messages[0].content }}', [{'role': 'user', 'content': 'Hi'}]))\n"
         "assert logging.root.manager.disable == 0\n"
     )

@@ -27,6 +27,7 @@ from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
 from elpo_jax.learner.update import TrainState
+from elpo_jax.policy.chat_files import chat_files
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
@@ -69,8 +70,7 @@ def cache_folder(components: Components) -> Path:
     config = to_dict(components.config)
     root = Path(__file__).parent
     files = sorted(file for name in _SOURCES for file in _files(root / name))
-    tokenizer = components.config.policy.tokenizer
-    files += [Path(tokenizer)] if tokenizer else []
+    files += chat_files(components.config.policy)
     settings = {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")}
     del settings["sft"]["cache_dir"]
     del settings["suite"]["reward"]

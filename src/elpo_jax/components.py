@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +10,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from elpo_jax.config import Config
 from elpo_jax.data_order import first_tasks, fitting
-from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_decoder
-from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.chat import Chat
+from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
@@ -128,16 +126,8 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     suite = make_suite(config.suite, files.questions)
-    tokenizer_file = (
-        Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
-    )
-    schemas = [tool.schema for tool in suite.tools]
-    try:
-        tokenizer = SentencePieceTokenizer(tokenizer_file)
-        chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
-    except ValueError as error:
-        raise UsageError([f"policy.tokenizer: {error}"]) from error
-    model = make_decoder(config.policy, tokenizer.vocab_size, mesh)
+    chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
+    model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
     validate_architecture(config, model.architecture)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from elpo_jax.errors import UsageError
@@ -20,9 +19,6 @@ KEY = "sft.data"  # the setting that names the file
 
 Tokens = tuple[np.ndarray, np.ndarray]  # ids int32 [T], and which are the policy's, bool [T]
 ToTokens = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Tokens]
-
-# What templates, which are programs, raise on messages that they don't expect.
-_TEMPLATE_ERRORS = (TypeError, LookupError, AttributeError, jinja2.TemplateError)
 
 
 class Conversations(NamedTuple):
@@ -81,9 +77,6 @@ def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> tuple[Tokens, fro
         raise ValueError("expected messages and tools of fewer levels, got too many") from None
     except ValueError as error:
         raise ValueError(one_line(error)) from None
-    except _TEMPLATE_ERRORS as error:
-        words = f"{type(error).__name__}: {one_line(error)}"
-        raise ValueError(f"messages: expected what the chat template takes, got {words}") from None
     if len(ids) > max_length:
         limit = f"at most the {max_length} tokens of the last of train.length_buckets"
         raise ValueError(f"messages: expected {limit}, got {len(ids)}")
@@ -92,65 +85,37 @@ def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> tuple[Tokens, fro
     return (ids, is_policy), frozenset(_name(tool) for tool in tools)
 
 
-def _messages(row: Row) -> list[dict[str, Any]]:
+def _messages(row: Row) -> list[Mapping[str, Any]]:
     messages = _objects("messages", field_of(row, "messages"))
     if not messages:
         raise ValueError("messages: expected at least one, got none")
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        calls = message.get("tool_calls", [])
-        if not isinstance(calls, list):
-            raise ValueError(f"{where}.tool_calls: expected a list, got {shown(calls)}")
-        for field in ("role",) if calls and "content" not in message else ("role", "content"):
-            if not isinstance(message.get(field), str):
-                got = shown(message.get(field))
-                raise ValueError(f"{where}.{field}: expected a text, got {got}")
-        if calls:
-            message["tool_calls"] = [_call(f"{where}.tool_calls", call) for call in calls]
     return messages
 
 
-def _call(where: str, call: Any) -> Mapping[str, Any]:
-    """A call, its arguments an object. Templates would write JSON text as a string in quotes."""
-    if not isinstance(call, Mapping):
-        raise ValueError(f"{where}: expected objects, got {shown(call)}")
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _call(where, call["function"])}
-    arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = _parsed(f"{where} arguments", arguments)
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{where} arguments: expected an object, got {shown(arguments)}")
-    return {**call, "arguments": arguments}
-
-
-def _tools(row: Row) -> list[dict[str, Any]]:
+def _tools(row: Row) -> list[Mapping[str, Any]]:
     """The schemas; none where the row has no such field."""
     tools = row.get("tools")
     return [] if tools is None or tools == "" else _objects("tools", tools)
 
 
-def _objects(field: str, value: Any) -> list[dict[str, Any]]:
-    """A list of objects without what is null, also where a column holds it as JSON text."""
+def _objects(field: str, value: Any) -> list[Mapping[str, Any]]:
+    """A list of objects, also where a column holds it as JSON text."""
     if isinstance(value, str):
-        value = _parsed(field, value)
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{field}: expected JSON, got {shown(value)}") from None
     if not isinstance(value, list):
         raise ValueError(f"{field}: expected a list, got {shown(value)}")
-    check_unicode(field, value)
     for number, item in enumerate(value):
         if not isinstance(item, Mapping):
             raise ValueError(f"{field}[{number}]: expected an object, got {shown(item)}")
-    return [{name: x for name, x in item.items() if x is not None} for item in value]
-
-
-def _parsed(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where}: expected JSON, got {shown(text)}") from None
+    check_unicode(field, value)
+    return value
 
 
 def _name(tool: Mapping[str, Any]) -> str:
-    """A schema's name, be it within 'function' or not."""
+    """A schema's name, be it within 'function' or not; fit for a message."""
     inner = tool.get("function")
-    return str((inner if isinstance(inner, Mapping) else tool).get("name"))
+    name = (inner if isinstance(inner, Mapping) else tool).get("name")
+    return name if isinstance(name, str) and name.isidentifier() else shown(name)

@@ -153,8 +153,9 @@ def shown(value: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error's words as one line of ASCII, cut."""
-    return ascii(" ".join(str(error).split()))[1:-1][:_WORDS]
+    """An error's words as one line of printable ASCII, cut."""
+    words = " ".join(str(error).split())[:_WORDS]
+    return "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 def _json_lines(content: bytes) -> Iterator[tuple[int, Any]]:
