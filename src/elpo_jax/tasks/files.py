@@ -102,7 +102,8 @@ def read_files(config: DataConfig) -> Files:
             except ValueError as error:
                 raise UsageError([f"{KEYS[split]}: {path}: {error}"]) from None
             if not rows.good:
-                expected = f"a {config.format} row that can be used"
+                article = "an" if config.format[0] in "aeiou" else "a"
+                expected = f"{article} {config.format} row that can be used"
                 raise UsageError(
                     [f"{KEYS[split]}: {path}: expected {expected}, got none", *rows.named(path)]
                 )
