@@ -147,7 +147,7 @@ LLAMA = """{{- bos_token }}
 {%- if tools %}
 {%- set question = messages[0].content | trim %}
 {%- set messages = messages[1:] %}
-{{- '<|start_header_id|>user<|end_header_id|>\\n\\nGiven these functions, answer with JSON:\\n\\n' }}
+{{- '<|start_header_id|>user<|end_header_id|>\\n\\nAnswer with JSON for:\\n\\n' }}
 {%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- '\\n\\n' }}{%- endfor %}
 {{- question + '<|eot_id|>' }}
 {%- endif %}

@@ -76,11 +76,13 @@ def cache_folder(components: Components) -> Path:
     del settings["suite"]["reward"]
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]
-    path = Path(settings["sft"].pop("data"))
-    if components.conversations:  # the suffix decides how a file is read
-        settings["conversations"] = [path.suffix, components.conversations.digest]
+    # A file counts by its content, and its suffix, which decides how it is read; not by its path.
+    suffix = Path(settings["sft"].pop("data")).suffix
+    if components.conversations:
+        settings["conversations"] = [suffix, components.conversations.digest]
     elif TRAIN in components.files.digests:
-        settings["data"] = [config["data"]["format"], components.files.digests[TRAIN]]
+        suffix = Path(config["data"]["train"]).suffix
+        settings["data"] = [config["data"]["format"], suffix, components.files.digests[TRAIN]]
         settings["max_length"] = config["episode"]["max_length"]  # decides which tasks fit
     depends_on = {
         "settings": settings,

@@ -25,6 +25,8 @@ _THOUGHT = "t\n</think>\n\na"
 # Tells the content forms apart.
 _TEXT = ' "\u00e9"\n\\ <b> '
 
+# Some templates can't be rendered without tools, so their prompt is compared with this one's.
+_OTHER_TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
 _CALL = ("f", {"x": 'q "\u00e9"\n\\', "n": 1})
 _CALL_ID = "call00001"  # some templates want nine letters or digits
 
@@ -71,7 +73,7 @@ def derive_layout(
         token, or writes tool calls in a form that isn't known.
     """
     prompt = template.render(_PROMPT, tools)
-    if tools and prompt == template.render(_PROMPT):
+    if tools and prompt == template.render(_PROMPT, [_OTHER_TOOL]):
         raise ValueError("chat template: expected one that shows tools to the policy, got none")
     episode = template.render([*_PROMPT, _said(hole(0)), _result(hole(1))], tools)
     around, numbers = split_holes(episode)

@@ -20,8 +20,9 @@ import tokenizers
 from elpo_jax.policy.template import quiet_import
 from elpo_jax.policy.tokenizer import check_unicode
 
-# Every ASCII character and some beyond, in NFC; a space first and last.
-_PROBE = f" a{''.join(map(chr, range(128)))}\u00e9\u4e2d\U0001f600 "
+# Every ASCII character and some beyond, in NFC. Twice in a row it shows whether a space is put
+# before a text, or taken from its end.
+_PROBE = f"a{''.join(map(chr, range(128)))}\u00e9\u4e2d\U0001f600 "
 
 
 class HuggingFaceTokenizer:
