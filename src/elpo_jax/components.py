@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
+from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
 from elpo_jax.validation import validate_mesh
@@ -81,6 +83,17 @@ class Components:
                 f"episode.max_turns={episode.max_turns} allow"
             )
         return notes
+
+    @cached_property
+    def conversations(self) -> Conversations | None:
+        """What the cold start learns from where that is a file; read at first use, since only the
+        beginning of a run needs it.
+
+        Raises:
+          UsageError: the file can't be read, or has no row that can be used.
+        """
+        path, buckets = self.config.sft.data, self.config.train.length_buckets
+        return read_conversations(path, self.chat.conversation, buckets[-1]) if path else None
 
     @property
     def param_shardings(self) -> Any:

@@ -34,7 +34,7 @@ class DataConfig:
 
     train: str = ""
     eval: str = ""  # held-out questions
-    format: str = "gsm8k"  # of both
+    format: str = "gsm8k"  # of both: 'gsm8k' or 'agentrl'
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """The cold start on the suite's demonstrations."""
+    """The cold start, on the suite's demonstrations or a file's conversations."""
 
-    steps: int = 0
+    data: str = ""  # conversations in columns messages and tools; empty: demonstrations
+    steps: int = 0  # updates; 0: no cold start
     batch: int = 32
     detours: float = 0.0  # share of the demonstrations' calls that a needless one comes before
     optimizer: OptimizerConfig = field(

@@ -33,7 +33,7 @@ OPTIONS = [
     Option("topology", "a TPU slice such as v5e:4x4; empty: the devices that are here", ""),
     Option("output", "a JSON file to write as well", ""),
 ]
-_UNREAD = ("data.train", "data.eval", "policy.tokenizer")
+_UNREAD = ("data.train", "data.eval", "policy.checkpoint", "policy.tokenizer", "sft.data")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
 from elpo_jax.cold_start import cold_start
+from elpo_jax.cold_start import notes as cold_start_notes
 from elpo_jax.components import Components
 from elpo_jax.config import differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
@@ -41,6 +42,11 @@ def train(
         display.note(line)
     try:
         _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
+        if newest_step(folder.checkpoints) is None:
+            of_cold_start = cold_start_notes(components)
+            for line in of_cold_start:
+                display.note(line)
+            notes += of_cold_start
         with folder.locked():
             _claim(components, folder)
             if notes and not folder.notes.exists():  # for the report

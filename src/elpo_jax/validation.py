@@ -36,6 +36,10 @@ ASCENDING = Range(
     lambda x: len(x) > 0 and x[0] >= 1 and all(a < b for a, b in pairwise(x)),
     "lengths of 1 or more in ascending order",
 )
+CHECKPOINT = Range(
+    lambda x: not x or Path(x).is_dir(),
+    "--config.policy.checkpoint=DIR with a checkpoint's folder, or empty",
+)
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 
 _OPTIMIZER = {
@@ -52,6 +56,7 @@ RANGES = {
     "seed": SEED,
     "data.train": FILE,
     "data.eval": FILE,
+    "policy.checkpoint": CHECKPOINT,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -102,6 +107,7 @@ RANGES = {
     "loss.eps_high": NOT_NEGATIVE,
     "loss.eps_elc": FRACTION,
     **{f"optimizer.{name}": check for name, check in _OPTIMIZER.items()},
+    "sft.data": FILE,
     "sft.steps": NOT_NEGATIVE,
     "sft.batch": AT_LEAST_ONE,
     "sft.detours": FRACTION,
@@ -181,6 +187,7 @@ def validate(
             problems.append(unknown_name(key, value, names))
     # Relations between values that are wrong by themselves would only repeat the complaint.
     wrong = {problem.partition(":")[0] for problem in problems}
+    problems += [line for line in _unread(config) if line.partition(":")[0] not in wrong]
     problems += _broken_relations(config, wrong)
     sizes = [get(config, key) for key in _MESH]
     if sizes.count(0) > 1:
@@ -214,6 +221,14 @@ def validate_mesh(config: Config, architecture: Architecture) -> None:
         problems.append(_no_divisor("mesh.tensor", mesh.tensor, named, *sizes))
     if problems:
         raise UsageError(problems)
+
+
+def _unread(config: Config) -> Iterator[str]:
+    """A line for each setting beside `sft.data` that would do nothing."""
+    if config.sft.data and not config.sft.steps:
+        yield f"sft.data: expected empty with sft.steps=0, got {config.sft.data!r}"
+    if config.sft.data and config.sft.detours:
+        yield f"sft.detours: expected 0 beside sft.data, got {config.sft.detours!r}"
 
 
 def _broken_relations(config: Config, wrong: Set[str]) -> Iterator[str]:
