@@ -265,7 +265,7 @@ def _indivisible(config: Config, wrong: Set[str]) -> Iterator[str]:
                 f"{key}: expected a multiple of mesh.data * mesh.fsdp = {devices}, got {value}; "
                 f"{' or '.join(near)} would do"
             )
-    if config.policy.checkpoint:  # its sizes come later, see `validate_architecture`
+    if config.policy.checkpoint:  # its sizes come later, see `validate_mesh`
         return
     for axis, count, keys in (
         ("mesh.fsdp", mesh.fsdp, _OVER_FSDP),
