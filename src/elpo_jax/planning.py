@@ -7,6 +7,7 @@ holds besides its arguments; the arguments' share of a device follows from shape
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from elpo_jax.sampler import device
 from elpo_jax.trainer import make_learner
 
 GIB = 2**30
+# What TPU's compiler says of a program that a device is too small for.
+_TOO_LARGE = re.compile(r"RESOURCE_EXHAUSTED.*HLO temporaries \(([\d.]+)([KMG])\)", re.DOTALL)
 # Of the devices of a slice, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
 TPU_MEMORY = {
     "TPU v2": 8 * GIB,
@@ -106,6 +109,8 @@ def topology_devices(name: str) -> list[Any]:
     """
     # Otherwise the library asks the cloud's metadata server who it is, for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Only its compiler is used: that another process holds the TPU doesn't matter.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # plugin and compiler raise what they like
@@ -312,7 +317,14 @@ def _learner_programs(
 
 def _compile(name: str, lower: Lower) -> Program:
     started = time.monotonic()
-    compiled = lower().compile()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _TOO_LARGE.search(str(error))
+        if needed is None:
+            raise
+        size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]]
+        return Program(name, int(size), 0.0, time.monotonic() - started)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(

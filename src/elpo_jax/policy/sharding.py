@@ -97,13 +97,6 @@ def gather_fsdp(params: Params, shardings: Params) -> Params:
     return jax.tree.map(gather, params, shardings)
 
 
-def of_each_layer(shardings: Params) -> Params:
-    """Shardings of one layer's parameters, from those of all layers' stacked along axis 0."""
-    return jax.tree.map(
-        lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shardings
-    )
-
-
 def param_shapes(model: nn.Module) -> Params:
     """A `jax.ShapeDtypeStruct` for each parameter."""
     return nn.unbox(_boxed_shapes(model))
