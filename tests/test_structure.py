@@ -56,6 +56,7 @@ LAYERS = {
         "interrupt",
         "metrics",
         "policy.chat",
+        "policy.checkpoint_folder",
         "policy.families",
         "policy.safetensors_files",
         "policy.tokenizer",
@@ -86,6 +87,7 @@ LAYERS = {
     # Programs. Nobody imports them.
     "entry": (
         "compare",
+        "convert",
         "evaluate",
         "policy.train_tokenizer",
         "replay",

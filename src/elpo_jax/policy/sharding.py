@@ -99,6 +99,20 @@ def param_shapes(model: nn.Module) -> Params:
     return nn.unbox(_boxed_shapes(model))
 
 
+def placed_shapes(model: nn.Module, mesh: Mesh) -> Params:
+    """As `param_shapes`, with shardings: what a checkpoint is restored to."""
+    return with_shardings(param_shapes(model), param_shardings(model, mesh))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A pytree of `jax.ShapeDtypeStruct` with the shardings of an equal one."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def _boxed_shapes(model: nn.Module) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
