@@ -2,7 +2,6 @@
 
 import json
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -97,6 +96,3 @@ def make(folder, family="qwen3", dtype=np.float32, files=1, **changes):
     tensors = tensors_of(config, dtype)
     write(folder, config, tensors, files)
     return config, tensors
-
-
-BFLOAT16 = ml_dtypes.bfloat16

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from elpo_jax.policy.families import describe, read_config
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.safetensors_files import INDEX, SINGLE
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER
-from elpo_jax.policy.weight_names import ADAPTERS, WEIGHTS, Weight
+from elpo_jax.policy.weight_names import ADAPTERS, WEIGHTS, Layout, Weight
 
 Params = Any
 
@@ -188,9 +189,26 @@ def _layers(
       lora: the adapters' weight.
     """
 
+    x = leaves[name]
+    layers = x.shape[0] if weight.is_stacked else 1
+    tensor = _program(weight.layout, weight.is_stacked, name, lora)
+    for layer in range(layers):
+
+        def make(layer: int = layer) -> np.ndarray:
+            return np.ascontiguousarray(tensor(leaves, np.int32(layer)))
+
+        yield _Tensor(weight.of_layer(layer), x.nbytes // layers, make)
+
+
+@lru_cache(maxsize=64)
+def _program(
+    layout: Layout, is_stacked: bool, name: str, lora: Lora | None
+) -> Callable[[Mapping[str, jax.Array], np.int32], jax.Array]:
+    """(leaves, layer) -> tensor; see `_layers`."""
+
     @jax.jit
     def tensor(leaves: Mapping[str, jax.Array], layer: jax.Array) -> jax.Array:
-        if weight.is_stacked:
+        if is_stacked:
             leaves = {
                 name: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False)
                 for name, x in leaves.items()
@@ -201,16 +219,9 @@ def _layers(
             product = jnp.tensordot(down, up, axes=1, precision="highest")
             scaled = product * (lora.alpha / lora.rank)
             ours = (ours.astype(jnp.float32) + scaled).astype(ours.dtype)
-        return weight.to_theirs(ours)
+        return layout.to_theirs(ours)
 
-    x = leaves[name]
-    layers = x.shape[0] if weight.is_stacked else 1
-    for layer in range(layers):
-
-        def make(layer: int = layer) -> np.ndarray:
-            return np.ascontiguousarray(tensor(leaves, np.int32(layer)))
-
-        yield _Tensor(weight.of_layer(layer), x.nbytes // layers, make)
+    return tensor
 
 
 def _write_sharded(folder: Path, tensors: list[_Tensor], shard_bytes: int) -> None:

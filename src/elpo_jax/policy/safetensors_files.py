@@ -34,7 +34,8 @@ class Tensor:
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """A copy of a part, one slice of step 1 an axis."""
-        return self._slice[index]
+        bounds = (part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True))
+        return self._slice[tuple(slice(*pair) for pair in bounds)]
 
 
 def weight_files(folder: Path) -> list[Path]:
