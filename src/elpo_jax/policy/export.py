@@ -200,7 +200,7 @@ def _layers(
         yield _Tensor(weight.of_layer(layer), x.nbytes // layers, make)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _program(
     layout: Layout, is_stacked: bool, name: str, lora: Lora | None
 ) -> Callable[[Mapping[str, jax.Array], np.int32], jax.Array]:

@@ -69,14 +69,18 @@ def load_params(folder: Path, model: Decoder, mesh: Mesh, key: jax.Array | None 
             problems = _problems(tensors, shapes, model)
             if problems:
                 raise UsageError([f"{folder}: {problem}" for problem in problems])
-            for path, shape in shapes.items():
-                if path in WEIGHTS:
-                    params[path] = _load(WEIGHTS[path], tensors, shape, shardings[path])
+            for path in sorted(shapes.keys() & WEIGHTS.keys(), key=_alike(shapes)):
+                params[path] = _load(WEIGHTS[path], tensors, shapes[path], shardings[path])
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError([str(error)]) from None
     return traverse_util.unflatten_dict(params)
+
+
+def _alike(shapes: Shapes) -> Callable[[ParamPath], Any]:
+    """A key to sort paths by: those that share their programs come together."""
+    return lambda path: (WEIGHTS[path].layout.axes, shapes[path].shape, path)
 
 
 def _load(
@@ -101,7 +105,7 @@ def _load(
 
 
 class _Programs(NamedTuple):
-    """Compiled once for parameters that are alike.
+    """What is compiled for parameters that are alike.
 
     convert: (tensor) -> parameter.
     empty: () -> parameter, all zeros.
@@ -113,7 +117,7 @@ class _Programs(NamedTuple):
     fill: Callable[[jax.Array, jax.Array, np.int32], jax.Array]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1)  # each compiled program takes a megabyte or two
 def _programs(
     layout: Layout, shape: tuple[int, ...], dtype: str, sharding: NamedSharding, is_stacked: bool
 ) -> _Programs:
