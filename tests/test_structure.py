@@ -27,6 +27,7 @@ LAYERS = {
         "policy.architecture",
         "policy.rope",
         "presets",
+        "policy.weight_names",
         "rollout.controller",
         "rollout.tree",
         "tasks.base",
@@ -63,6 +64,8 @@ LAYERS = {
         "policy.published",
         "policy.hf_tokenizer",
         "policy.template",
+        "policy.checkpoint_folder",
+        "policy.safetensors_files",
         "policy.tokenizer",
         "progress",
         "report",
@@ -92,6 +95,7 @@ LAYERS = {
     # Programs. Nobody imports them.
     "entry": (
         "compare",
+        "convert",
         "evaluate",
         "plan",
         "policy.train_tokenizer",

@@ -28,6 +28,7 @@ from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
 from elpo_jax.learner.update import TrainState
 from elpo_jax.policy.chat_files import chat_files
+from elpo_jax.policy.checkpoint_folder import fingerprint
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
@@ -64,14 +65,16 @@ _PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax")
 def cache_folder(components: Components) -> Path:
     """Where this cold start's parameters are kept, by the hash of what they depend on.
 
-    That is the settings it reads, the source and data files behind it, the versions of the
-    numerical packages and the kind and number of devices.
+    That is the settings it reads, the source and data files behind it, what the policy's checkpoint
+    holds, the versions of the numerical packages and the kind and number of devices.
     """
     config = to_dict(components.config)
     root = Path(__file__).parent
     files = sorted(file for name in _SOURCES for file in _files(root / name))
     files += chat_files(components.config.policy)
     settings = {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")}
+    if components.config.policy.checkpoint:
+        settings["policy"]["checkpoint"] = _fingerprint(components.config.policy.checkpoint)
     del settings["sft"]["cache_dir"]
     del settings["suite"]["reward"]
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
@@ -119,7 +122,7 @@ def cold_start(
     folder = cache_folder(components)
     if folder.exists():
         try:
-            cached = load(folder, {"params": components.init_params()})
+            cached = load(folder, {"params": components.param_shapes})
             shutil.rmtree(partial, ignore_errors=True)
             return cached.parts["params"], cached.metadata
         except RunFault as fault:
@@ -172,9 +175,12 @@ def _train(
     config = components.config
     steps, batch = config.sft.steps, config.sft.batch
     learner = make_supervised_learner(config, components.model, components.mesh)
-    state = learner.init(components.init_params())
     demonstration = demonstrations(components)
-    done, state, metrics = _taken_up(partial, state, warn)
+    done, state, metrics = _taken_up(partial, learner, warn) or (
+        0,
+        learner.init(components.init_params()),
+        {},
+    )
     with Checkpoints(partial, keep=1) as checkpoints:
         for step in range(done + 1, steps + 1):
             first = (step - 1) * batch
@@ -200,20 +206,20 @@ def _train(
 
 
 def _taken_up(
-    partial: Path, state: TrainState, warn: Callable[[str], None]
-) -> tuple[int, TrainState, Metrics]:
-    """Updates made, the state after them, and the last one's metrics: as saved, or none and fresh.
+    partial: Path, learner: SupervisedLearner, warn: Callable[[str], None]
+) -> tuple[int, TrainState, Metrics] | None:
+    """Updates made, the state after them and the last one's metrics, as saved; None: nothing is.
 
     A broken state is removed: the cold start costs minutes and its updates are the same again.
     """
     if not newest_step(partial):
-        return 0, state, {}
+        return None
     try:
-        done, parts, metrics = load(partial, parts_of(state))
+        done, parts, metrics = load(partial, parts_of(learner.shapes()))
     except RunFault as fault:
         warn(f"warning: {fault}; the cold start is made anew")
         shutil.rmtree(partial)
-        return 0, state, {}
+        return None
     return done, state_of(parts), metrics
 
 
@@ -287,6 +293,13 @@ def _store(folder: Path, params: Params, metrics: Metrics) -> None:
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fingerprint(checkpoint: str) -> str:
+    try:
+        return fingerprint(Path(checkpoint))
+    except ValueError as error:
+        raise UsageError([f"policy.checkpoint: {error}"]) from None
 
 
 def _files(path: Path) -> list[Path]:

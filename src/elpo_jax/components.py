@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from elpo_jax.config import Config
 from elpo_jax.data_order import first_tasks, fitting
+from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.chat import Chat
 from elpo_jax.policy.chat_files import make_chat
@@ -20,7 +22,9 @@ from elpo_jax.policy.sharding import (
     init_params,
     make_mesh,
     param_shardings,
+    placed_shapes,
 )
+from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
@@ -109,9 +113,24 @@ class Components:
             jax.random.fold_in(jax.random.key(self.config.seed), stream), step
         )
 
+    @property
+    def param_shapes(self) -> Params:
+        """A `jax.ShapeDtypeStruct` with its sharding for each parameter: what is restored to."""
+        return placed_shapes(self.model, self.mesh)
+
     def init_params(self) -> Params:
-        """Fresh parameters of the run's seed."""
-        return init_params(self.model, self.key(INIT), self.mesh)
+        """What training begins with: the checkpoint's parameters, or fresh ones of the run's seed.
+
+        Raises:
+          UsageError: the checkpoint's files don't hold what its config.json promises.
+        """
+        checkpoint, key = self.config.policy.checkpoint, self.key(INIT)
+        if not checkpoint:
+            return init_params(self.model, key, self.mesh)
+        try:
+            return load_params(Path(checkpoint), self.model, self.mesh, key)
+        except UsageError as error:
+            raise UsageError(f"policy.checkpoint: {line}" for line in error.problems) from None
 
     def make_scheduler(self) -> Scheduler:
         """A sampler with its own caches on the device."""

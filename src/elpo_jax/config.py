@@ -195,6 +195,7 @@ class TrainConfig:
     micro_batch_rows: int = 16  # trajectories a forward-backward pass
     length_buckets: tuple[int, ...] = (128, 256, 384)  # row lengths, ascending
     logprob_chunk: int = 128  # time steps whose logits exist at once
+    export: bool = False  # DIR/export at the end: a Hugging Face folder with the policy
     save_trees: int = 4  # trees of each step that are written to DIR/trees
 
 

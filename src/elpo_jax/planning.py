@@ -16,15 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from elpo_jax.config import Config
 from elpo_jax.errors import UsageError
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.learner import Learner
-from elpo_jax.learner.update import TrainState, make_log_probs
+from elpo_jax.learner.update import make_log_probs
 from elpo_jax.policy.model import Decoder
-from elpo_jax.policy.sharding import batch_sharding, param_shapes, param_shardings
+from elpo_jax.policy.sharding import batch_sharding, with_shardings
 from elpo_jax.sampler import device
 from elpo_jax.trainer import make_learner
 
@@ -148,13 +148,12 @@ def make_plan(
       told: each program, before it is compiled.
     """
     learner = make_learner(config, model, mesh)
-    state = state_shapes(learner, model, mesh)
+    state = learner.shapes()
     lanes, rows = (
         _cache_shapes(model, count, config.episode.max_length, mesh)
         for count in (config.sampler.lanes, config.sampler.rows)
     )
-    accumulator = jax.tree.map(
-        _struct,
+    accumulator = with_shardings(
         jax.eval_shape(learner.programs.zeros, state.params),
         learner.programs.accumulator_shardings,
     )
@@ -225,13 +224,6 @@ def bytes_of(tree: Any) -> int:
     )
 
 
-def state_shapes(learner: Learner, model: Decoder, mesh: Mesh) -> TrainState:
-    """A `jax.ShapeDtypeStruct` with its sharding for each array of a train state."""
-    params = jax.tree.map(_struct, param_shapes(model), param_shardings(model, mesh))
-    shapes = jax.eval_shape(learner.programs.init, params)
-    return jax.tree.map(_struct, shapes, learner.programs.state_shardings)
-
-
 def step_flops(config: Config, model: Decoder) -> dict[str, float]:
     """Arithmetic of one training step at its most: every rollout as long as an episode may be.
 
@@ -253,13 +245,9 @@ def step_flops(config: Config, model: Decoder) -> dict[str, float]:
     }
 
 
-def _struct(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-
 def _cache_shapes(model: Decoder, rows: int, length: int, mesh: Mesh) -> Any:
     shapes = jax.eval_shape(lambda: device.init_cache(model, rows, length))
-    return jax.tree.map(lambda x: _struct(x, device.cache_sharding(mesh)), shapes)
+    return with_shardings(shapes, jax.tree.map(lambda _: device.cache_sharding(mesh), shapes))
 
 
 def _sampler_programs(

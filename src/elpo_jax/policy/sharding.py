@@ -102,6 +102,20 @@ def param_shapes(model: nn.Module) -> Params:
     return nn.unbox(_boxed_shapes(model))
 
 
+def placed_shapes(model: nn.Module, mesh: Mesh) -> Params:
+    """As `param_shapes`, with shardings: what a checkpoint is restored to."""
+    return with_shardings(param_shapes(model), param_shardings(model, mesh))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A pytree of `jax.ShapeDtypeStruct` with the shardings of an equal one."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def _boxed_shapes(model: nn.Module) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
@@ -115,10 +129,13 @@ def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
 def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
     """Freshly initialised parameters, each made on the devices that hold it."""
 
-    def init(key: jax.Array) -> Params:
-        return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    init = jax.jit(lambda key: fresh_params(model, key), out_shardings=param_shardings(model, mesh))
+    return init(key)
 
-    return jax.jit(init, out_shardings=param_shardings(model, mesh))(key)
+
+def fresh_params(model: nn.Module, key: jax.Array) -> Params:
+    """As `init_params`, for use in a compiled program."""
+    return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
