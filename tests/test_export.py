@@ -218,7 +218,7 @@ def test_an_adapter_is_laid_out_as_peft_has_it(tmp_path):
     assert config["target_modules"] == list(LORA.targets)
     assert config["base_model_name_or_path"] == "the/base"
     plain, params = loaded(tmp_path / "source")
-    with pytest.raises(UsageError, match=r"expected a policy with policy\.lora_rank > 0"):
+    with pytest.raises(UsageError, match=r"expected a policy with policy\.lora\.rank > 0"):
         save_adapter(tmp_path / "none", params, plain, "the/base")
     assert not (tmp_path / "none").exists()
 
@@ -309,7 +309,7 @@ def trained(tmp_path_factory):
     with processes.kept_programs(folder / "compiled"):
         config = config_of(
             folder / "source",
-            **{"policy.lora_rank": 2, "sft.cache_dir": str(folder / "cache")},
+            **{"policy.lora.rank": 2, "sft.cache_dir": str(folder / "cache")},
         )
         shown = run(config, folder / "run")
         assert f"the policy for others: {folder / 'run/export'}" in shown
@@ -419,5 +419,5 @@ def test_convert_of_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json: train\.stepz: no such key"):
         converted(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"--adapter: expected a run with policy\.lora_rank and"):
+    with pytest.raises(UsageError, match=r"--adapter: expected a run with policy\.lora\.rank and"):
         converted(tmp_path, tmp_path / "out", "--adapter", "true")

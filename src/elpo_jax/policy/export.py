@@ -130,7 +130,7 @@ def save_adapter(folder: Path, params: Params, model: Decoder, base_name: str) -
     """
     lora = model.compute.lora
     if lora is None:
-        raise UsageError(["adapter: expected a policy with policy.lora_rank > 0, got one without"])
+        raise UsageError(["adapter: expected a policy with policy.lora.rank > 0, got one without"])
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
