@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_said_with_what_would_help():
     text = "\n".join(table(plan))
     assert "fits: no" in text
     assert "15.000 GiB" in text
-    assert "2.00 PFLOP a step" in text
+    assert "2e+15 FLOP a step" in text
     assert model.architecture.num_layers == 1
 
 

@@ -74,23 +74,23 @@ def _architecture(config: Config) -> Architecture:
 
 
 def table(plan: Plan) -> list[str]:
-    """The plan as lines of text, bytes in GiB."""
+    """The plan as lines of text."""
+    unit, size = ("GiB", GIB) if plan.peak >= GIB else ("MiB", 2**20)
 
-    def row(name: str, size: float) -> str:
-        return f"  {name:<34}{size / GIB:>10.3f} GiB"
+    def row(name: str, count: float) -> str:
+        return f"  {name:<46}{count / size:>10.3f} {unit}"
 
     lines = [f"{plan.devices}, each holds:"]
-    lines += [row(name, size) for name, size in plan.held.items()]
-    lines += [row(f"{name}, during an update", size) for name, size in plan.learning.items()]
+    lines += [row(name, count) for name, count in plan.held.items()]
+    lines += [row(f"{name}, during an update", count) for name, count in plan.learning.items()]
     lines += [row(f"temporaries: {p.name}", p.temporary) for p in plan.programs]
     lines.append(row("at the fullest moment", plan.peak))
     if plan.memory is not None:
         lines.append(row("memory of a device", plan.memory))
         lines.append(f"fits: {'yes' if plan.fits else 'no'}, with a tenth to spare")
-    lines += [
-        f"  {name:<34}{flops / 1e15:>10.2f} PFLOP a step" for name, flops in plan.step_flops.items()
+    return lines + [
+        f"  {name:<46}{flops:>10.3g} FLOP a step" for name, flops in plan.step_flops.items()
     ]
-    return lines
 
 
 if __name__ == "__main__":
