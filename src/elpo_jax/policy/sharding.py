@@ -112,10 +112,13 @@ def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
 def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
     """Freshly initialised parameters, each made on the devices that hold it."""
 
-    def init(key: jax.Array) -> Params:
-        return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    init = jax.jit(lambda key: fresh_params(model, key), out_shardings=param_shardings(model, mesh))
+    return init(key)
 
-    return jax.jit(init, out_shardings=param_shardings(model, mesh))(key)
+
+def fresh_params(model: nn.Module, key: jax.Array) -> Params:
+    """As `init_params`, for use in a compiled program."""
+    return nn.unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
