@@ -33,7 +33,7 @@ bench-diff: $(INSTALLED)
 # `make parity ARGS=--write-golden` also writes the files that the ordinary tests compare with.
 parity:
 	$(MAKE) --no-print-directory VENV=.venv-parity .venv-parity/.installed-parity
-	.venv-parity/bin/python -m pytest parity -q $(ARGS)
+	.venv-parity/bin/python -m pytest parity -n $(JOBS) --dist loadfile -q $(ARGS)
 
 test: check
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -q $(ARGS)

@@ -51,6 +51,11 @@ def _rope(kind: str, theta: float, **options: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **options}}
 
 
+def _yarn(theta: float, factor: float, original: int, **options: Any) -> dict[str, Any]:
+    rope = _rope("yarn", theta, factor=factor, original_max_position_embeddings=original, **options)
+    return {**rope, "max_position_embeddings": int(factor * original)}
+
+
 CASES = (
     Case("Qwen2", "qwen2", _rope("default", 1e6)),
     Case("Qwen2, padded vocabulary", "qwen2", {"vocab_size": 48}, usable_vocab=37),
@@ -68,16 +73,7 @@ CASES = (
     Case(
         "Qwen2, YaRN, own factor and ramp",
         "qwen2",
-        _rope(
-            "yarn",
-            200.0,
-            factor=4.0,
-            original_max_position_embeddings=48,
-            attention_factor=1.3,
-            beta_fast=6.0,
-            beta_slow=0.5,
-            truncate=False,
-        ),
+        _yarn(200.0, 4.0, 48, attention_factor=1.3, beta_fast=6.0, beta_slow=0.5, truncate=False),
     ),
     Case("Qwen3", "qwen3", {"head_dim": 8, "rms_norm_eps": 1e-3, **_rope("default", 1e6)}),
     Case(
@@ -105,7 +101,7 @@ CASES = (
             "use_sliding_window": True,
             "sliding_window": 11,
             "layer_types": ["sliding_attention", "full_attention"],
-            **_rope("yarn", 100.0, factor=8.0, original_max_position_embeddings=64),
+            **_yarn(100.0, 8.0, 64),
         },
     ),
     Case(
@@ -130,18 +126,7 @@ CASES = (
         {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": None},
     ),
     Case("Llama, linear", "llama", _rope("linear", 100.0, factor=4.0)),
-    Case(
-        "Llama, YaRN, mscale",
-        "llama",
-        _rope(
-            "yarn",
-            100.0,
-            factor=16.0,
-            original_max_position_embeddings=32,
-            mscale=1.0,
-            mscale_all_dim=0.5,
-        ),
-    ),
+    Case("Llama, YaRN, mscale", "llama", _yarn(100.0, 16.0, 32, mscale=1.0, mscale_all_dim=0.5)),
     Case(
         "Mistral, windows",
         "mistral",

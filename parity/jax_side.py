@@ -1,6 +1,7 @@
 """Our decoder and sampler of the cases, and what is asked of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ LANES = (3, 0, 4, 1)  # of the rows, so that a row's place isn't its number
 SAMPLER = SamplerConfig(
     lanes=5, rows=1, decode_block=8, prefill_rows=2, prefill_chunks=(4, 16), fork_rows=1
 )
+MAX_LENGTH = 96  # of a row with all that is drawn and brought in
 _NO_STOP = -1
 
 
@@ -39,32 +41,38 @@ def import_params(model: Decoder, folder: Path) -> Params:
     return load_params(folder, model, make_mesh(MeshConfig()))
 
 
-def _padded(rows: Rows) -> np.ndarray:
-    """int32 [B, T], zeros after a row's end."""
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+def _padded(rows: Rows, length: int) -> np.ndarray:
+    """int32 [B, length], zeros after a row's end."""
+    tokens = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     return tokens
 
 
-def logits(model: Decoder, params: Params, rows: Rows) -> list[np.ndarray]:
-    """float32 [T, V] of each row, from one padded batch."""
-    found = np.asarray(jax.jit(model.apply)({"params": params}, _padded(rows)))
+@partial(jax.jit, static_argnums=0)
+def _forward(model: Decoder, params: Params, tokens: np.ndarray) -> jax.Array:
+    return model.apply({"params": params}, tokens)
+
+
+def logits(
+    model: Decoder, params: Params, rows: Rows, length: int = MAX_LENGTH
+) -> list[np.ndarray]:
+    """float32 [T, V] of each row, from one batch that is padded to `length` tokens."""
+    found = np.asarray(_forward(model, params, _padded(rows, length)))
     return [of_row[: len(row)] for of_row, row in zip(found, rows, strict=True)]
 
 
 def gradients(model: Decoder, params: Params, rows: Rows, masks: Rows) -> dict[str, np.ndarray]:
     """Of the mean cross-entropy of the tokens in the mask, by the checkpoint's names."""
-    tokens, counted = _padded(rows), _padded(masks)
+    tokens, counted = (_padded(x, max(map(len, rows))) for x in (rows, masks))
     weights = counted / counted[:, 1:].sum()
 
     def loss(params: Params) -> jax.Array:
-        apply: Callable[..., Any] = lambda x, method: model.apply(  # noqa: E731
-            {"params": params}, x, method=method
-        )
-        log_probs = token_log_probs(
-            lambda x: apply(x, "logits"), apply(tokens, "hidden"), tokens, 1.0, chunk=8
-        )
+        def logits_of(hidden: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, hidden, method="logits")
+
+        hidden = model.apply({"params": params}, tokens, method="hidden")
+        log_probs = token_log_probs(logits_of, hidden, tokens, 1.0, chunk=8)
         return -jnp.sum(weights * log_probs)
 
     return by_their_names(jax.jit(jax.grad(loss))(params))
@@ -90,17 +98,11 @@ class Drawn(NamedTuple):
 
 
 class Sampler:
-    """The engine, with rows of different lengths in its lanes.
+    """The engine, with rows of different lengths in its lanes."""
 
-    Args:
-      model: the policy.
-      params: its parameters.
-      max_length: tokens of a row.
-    """
-
-    def __init__(self, model: Decoder, params: Params, max_length: int):
+    def __init__(self, model: Decoder, params: Params):
         self._params = params
-        self._engine = Engine(model, SAMPLER, max_length, make_mesh(MeshConfig()))
+        self._engine = Engine(model, SAMPLER, MAX_LENGTH, make_mesh(MeshConfig()))
 
     def draw(self, rows: Rows, rounds: Sequence[Rows], new: int, temperature: float) -> list[Drawn]:
         """Draws after each row; then, for every round, brings in tokens and draws again.

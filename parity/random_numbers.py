@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-_EMBEDDING = 1.0
+_EMBEDDING = 0.5
 _KERNEL = 1.6  # over the root of the inputs
 _NORM = 0.4  # around 1
 _BIAS = 0.5

@@ -26,9 +26,18 @@ def make_model(case: Case) -> Any:
     return model.eval()
 
 
-def save(model: Any, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    return folder
+def load(folder: Path, dtype: torch.dtype) -> Any:
+    """The folder's model in another dtype; positions stay in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def load_rounded(folder: Path) -> Any:
+    """The folder's model in float32, its parameters rounded to bfloat16."""
+    model = load(folder, torch.float32)
+    with torch.no_grad():
+        for x in model.parameters():
+            x.copy_(x.bfloat16())
+    return model
 
 
 def _padded(rows: Rows, side: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -396,6 +396,8 @@ def _windows(config: Json, family: Family) -> tuple[int, ...]:
     kinds = config.get("layer_types")
     if kinds is None:
         first = config["max_window_layers"] if window else layers
+        if type(first) is not int:
+            raise ValueError(f"max_window_layers: expected an integer, got {first!r}")
         kinds = [_LAYER_TYPES[i >= first] for i in range(layers)]
     if len(kinds) != layers or not set(kinds) <= set(_LAYER_TYPES):
         names = " or ".join(_LAYER_TYPES)
