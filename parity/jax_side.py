@@ -26,9 +26,9 @@ Rows = Sequence[np.ndarray]  # int [T] each, of any lengths
 
 LANES = (3, 0, 4, 1)  # of the rows, so that a row's place isn't its number
 SAMPLER = SamplerConfig(
-    lanes=5, rows=1, decode_block=8, prefill_rows=2, prefill_chunks=(4, 16), fork_rows=1
+    lanes=5, rows=1, decode_block=8, prefill_rows=2, prefill_chunks=(8,), fork_rows=1
 )
-MAX_LENGTH = 96  # of a row with all that is drawn and brought in
+MAX_LENGTH = 96  # tokens of a row, unless a test says otherwise
 _NO_STOP = -1
 
 
@@ -98,11 +98,17 @@ class Drawn(NamedTuple):
 
 
 class Sampler:
-    """The engine, with rows of different lengths in its lanes."""
+    """The engine, with rows of different lengths in its lanes.
 
-    def __init__(self, model: Decoder, params: Params):
+    Args:
+      model: the policy.
+      params: its parameters.
+      max_length: tokens of a row with all that is drawn and brought in.
+    """
+
+    def __init__(self, model: Decoder, params: Params, max_length: int = MAX_LENGTH):
         self._params = params
-        self._engine = Engine(model, SAMPLER, MAX_LENGTH, make_mesh(MeshConfig()))
+        self._engine = Engine(model, SAMPLER, max_length, make_mesh(MeshConfig()))
 
     def draw(self, rows: Rows, rounds: Sequence[Rows], new: int, temperature: float) -> list[Drawn]:
         """Draws after each row; then, for every round, brings in tokens and draws again.
