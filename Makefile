@@ -1,5 +1,6 @@
-# Each target sets itself up in .venv, and bench in .venv-bench, which has torch.
-# `make train EXTRAS=test,cuda` adds setup.cfg's extras, `make bench BENCH_EXTRAS=bench,cuda` too.
+# Each target sets itself up in .venv; bench and parity, which need torch, in .venv-bench and
+# .venv-parity. `make train EXTRAS=test,cuda` adds setup.cfg's extras, `make bench
+# BENCH_EXTRAS=bench,cuda` too.
 
 CONFIG ?= experiments/sci.py
 WORKDIR ?= runs/sci
@@ -14,7 +15,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 TEST_INSTALLED := $(VENV)/.installed-test
 
-.PHONY: train bench bench-diff test test-slow check format clean
+.PHONY: train bench bench-diff parity test test-slow check format clean
 .DEFAULT_GOAL := test
 
 # Huge pages: malloc's default page size costs training a third of its speed on CPUs (glibc only).
@@ -28,6 +29,11 @@ bench:
 
 bench-diff: $(INSTALLED)
 	$(PY) -m benchmarks.compare $(ARGS)
+
+# `make parity ARGS=--write-golden` also writes the files that the ordinary tests compare with.
+parity:
+	$(MAKE) --no-print-directory VENV=.venv-parity .venv-parity/.installed-parity
+	.venv-parity/bin/python -m pytest parity -n $(JOBS) --dist loadfile -q $(ARGS)
 
 test: check
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -q $(ARGS)
@@ -45,7 +51,7 @@ format: $(TEST_INSTALLED)
 	$(PY) -m ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-bench build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-parity build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is made last, so an interrupted installation is taken up again.

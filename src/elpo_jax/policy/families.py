@@ -1,8 +1,8 @@
 """Architectures from and to a checkpoint's `config.json` (transformers' `PreTrainedConfig`).
 
 A family is a row of `FAMILIES`: which of its keys mean what, with transformers' defaults. A key
-that nobody here reads must say nothing (null, false, empty), or be known to say nothing about the
-function of the parameters; everything else is refused rather than ignored.
+that nobody here reads must say nothing (null, false, 0, empty), or be known to say nothing about
+the function of the parameters; everything else is refused rather than ignored.
 """
 
 import json
@@ -67,7 +67,6 @@ _READ = {
     "architectures",
     "num_key_value_heads",
     "head_dim",
-    "hidden_act",
     "rms_norm_eps",
     "tie_word_embeddings",
     "max_position_embeddings",
@@ -75,32 +74,64 @@ _READ = {
     "rope_scaling",
     "rope_parameters",
 }
-# These say nothing about the function that the parameters are of.
+_READ_FOR_WINDOWS = {
+    "none": set[str](),
+    "all": {"sliding_window"},
+    "layers": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
+}
+# Options with one supported value, which is also what null means.
+_ONLY = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "is_causal": True,
+    "partial_rotary_factor": 1.0,
+}
+# These say nothing about the function that the parameters are of: where they come from, ids, what
+# training began with, other lengths than those of positions, and, in old files, how to generate.
 _NO_MATTER = {
     "_name_or_path",
+    "_attn_implementation",
     "_attn_implementation_autoset",
+    "attn_implementation",
     "bos_token_id",
+    "do_sample",
     "dtype",
     "eos_token_id",
+    "id2label",
     "initializer_range",
+    "label2id",
+    "max_length",
+    "max_new_tokens",
+    "max_sequence_length",
+    "model_max_length",
     "pad_token_id",
     "pretraining_tp",
+    "repetition_penalty",
+    "return_dict",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
-    "transformers_version",
     "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 }
-# Without them in force, neither do these.
-_OF_WINDOWS = {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}
-_ROPE_KEYS = {
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# For each kind of positions the numbers that it must have, and what else it may have.
+_ROPE_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
+_ROPE_OPTIONS = {
     "default": set[str](),
-    "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
+    "linear": set[str](),
+    "llama3": {"original_max_position_embeddings"},
     "yarn": {
         "factor",
         "original_max_position_embeddings",
@@ -148,30 +179,22 @@ def architecture_of(config: Json, usable_vocab: int = 0) -> Architecture:
     family = FAMILIES[kind]
     _check_keys(config, family)
     config = {**family.defaults, **config}
-    heads, width = _count(config, "num_attention_heads"), _count(config, "hidden_size")
-    head_dim = config.get("head_dim")
-    if head_dim is None:
-        if width % heads:
-            raise ValueError(
-                f"hidden_size: expected a multiple of num_attention_heads={heads} where there is "
-                f"no head_dim, got {width}"
-            )
-        head_dim = width // heads
-    attention_bias = family.reads_attention_bias and bool(config.get("attention_bias"))
+    attention_bias = family.reads_attention_bias and _flag(config, "attention_bias")
+    heads = _count(config, "num_attention_heads")
     return Architecture(
         vocab_size=_count(config, "vocab_size"),
-        d_model=width,
+        d_model=_count(config, "hidden_size"),
         num_layers=_count(config, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        num_kv_heads=_kv_heads(config, heads),
+        head_dim=_head_dim(config, heads),
         mlp_dim=_count(config, "intermediate_size"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        norm_eps=_positive("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=_flag(config, "tie_word_embeddings"),
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias or attention_bias,
         output_bias=attention_bias,
-        mlp_bias=family.reads_mlp_bias and bool(config.get("mlp_bias")),
+        mlp_bias=family.reads_mlp_bias and _flag(config, "mlp_bias"),
         rope=_rope(config),
         windows=_windows(config, family),
         usable_vocab=usable_vocab,
@@ -204,16 +227,17 @@ def _check_keys(config: Json, family: Family) -> None:
     missing = [key for key in _REQUIRED if key not in config]
     if missing:
         raise ValueError(f"expected the keys {', '.join(missing)}, found none of that name")
-    known = _READ | _NO_MATTER
-    known |= {"attention_bias"} if family.reads_attention_bias else set()
-    known |= {"mlp_bias"} if family.reads_mlp_bias else set()
-    known |= _OF_WINDOWS if family.windows != "none" else set()
+    read = _READ | _READ_FOR_WINDOWS[family.windows]
+    read |= {"attention_bias"} if family.reads_attention_bias else set()
+    read |= {"mlp_bias"} if family.reads_mlp_bias else set()
+    known = read | _NO_MATTER | set(_ONLY)
     unknown = [key for key, value in config.items() if key not in known and _says_something(value)]
     if unknown:
         shown = ", ".join(f"{key}={json.dumps(config[key])[:60]}" for key in sorted(unknown))
-        raise ValueError(f"expected no options besides {', '.join(sorted(known))}; got {shown}")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act: expected 'silu', got {config['hidden_act']!r}")
+        raise ValueError(f"expected no options besides {', '.join(sorted(read))}; got {shown}")
+    for key, only in _ONLY.items():
+        if config.get(key) not in (None, only):
+            raise ValueError(f"{key}: expected {only!r}, got {config[key]!r}")
     heads = [name for name in config.get("architectures") or [] if "ForCausalLM" not in name]
     if heads:
         raise ValueError(f"architectures: expected a ...ForCausalLM, got {heads[0]!r}")
@@ -230,49 +254,128 @@ def _count(config: Json, key: str) -> int:
     return value
 
 
+def _flag(config: Json, key: str) -> bool:
+    value = config.get(key)
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{key}: expected true or false, got {value!r}")
+    return bool(value)
+
+
+def _positive(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{key}: expected a number above 0, got {value!r}")
+    return float(value)
+
+
+def _kv_heads(config: Json, heads: int) -> int:
+    if config.get("num_key_value_heads") is None:
+        return heads
+    count = _count(config, "num_key_value_heads")
+    if heads % count:
+        raise ValueError(
+            f"num_key_value_heads: expected a divisor of num_attention_heads={heads}, got {count}"
+        )
+    return count
+
+
+def _head_dim(config: Json, heads: int) -> int:
+    width = _count(config, "hidden_size")
+    if config.get("head_dim") is None:
+        if width % (2 * heads):
+            raise ValueError(
+                f"hidden_size: expected an even multiple of num_attention_heads={heads} where "
+                f"there is no head_dim, got {width}"
+            )
+        return width // heads
+    size = _count(config, "head_dim")
+    if size % 2:
+        raise ValueError(f"head_dim: expected an even number, got {size}")
+    return size
+
+
 def _rope(config: Json) -> Rope:
     """From 'rope_parameters', or older files' 'rope_scaling' and 'rope_theta'."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = given.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    if new and old and new != old:
+        raise ValueError("expected rope_parameters or rope_scaling, got both with other contents")
+    given = {key: value for key, value in (new or old or {}).items() if value is not None}
+    theta = _positive("rope_theta", given.pop("rope_theta", config.get("rope_theta", 10_000.0)))
+    old_name = given.pop("type", "default")
+    kind = given.pop("rope_type", old_name)
     if kind not in KINDS:
         raise ValueError(unknown_name("rope_parameters.rope_type", kind, KINDS))
     if given.get("partial_rotary_factor") == 1.0:
         del given["partial_rotary_factor"]
-    unknown = sorted(key for key in given.keys() - _ROPE_KEYS[kind] if _says_something(given[key]))
+    known = {*_ROPE_NUMBERS[kind], *_ROPE_OPTIONS[kind]}
+    unknown = sorted(key for key in given.keys() - known if _says_something(given[key]))
     if unknown:
-        known = ", ".join(["rope_theta", "rope_type", *sorted(_ROPE_KEYS[kind])])
-        raise ValueError(f"rope_parameters: expected no keys besides {known}, got {unknown}")
+        shown = ", ".join(["rope_theta", "rope_type", *sorted(known)])
+        raise ValueError(f"rope_parameters: expected no keys besides {shown}, got {unknown}")
+    missing = [name for name in _ROPE_NUMBERS[kind] if name not in given]
+    if missing:
+        raise ValueError(f"rope_parameters: expected {', '.join(missing)} for {kind!r}, found none")
     if kind == "default":
-        return Rope(float(theta))
-    longest = config.get("max_position_embeddings")
-    original = given.get("original_max_position_embeddings") or longest or 0
-    factor = given.get("factor")
-    if factor is None and kind == "yarn" and longest and original:
-        factor = longest / original
-    if not isinstance(factor, int | float) or factor < 1:
-        raise ValueError(f"rope_parameters.factor: expected a number, 1 or more, got {factor!r}")
-    if kind != "linear" and original < 1:
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, kind, _factor(given["factor"]))
+    if kind == "llama3":
+        return _llama3(theta, given, _original_length(config, given))
+    return _yarn(theta, given, _original_length(config, given), config)
+
+
+def _factor(value: Any) -> float:
+    if _positive("rope_parameters.factor", value) < 1:
+        raise ValueError(f"rope_parameters.factor: expected 1 or more, got {value!r}")
+    return float(value)
+
+
+def _original_length(config: Json, given: Json) -> int:
+    key = "original_max_position_embeddings"
+    value = given.get(key, config.get("max_position_embeddings"))
+    return int(_positive(f"rope_parameters.{key}", value))
+
+
+def _llama3(theta: float, given: Json, original: int) -> Rope:
+    low, high = (
+        _positive(f"rope_parameters.{name}", given[name])
+        for name in ("low_freq_factor", "high_freq_factor")
+    )
+    if high <= low:
         raise ValueError(
-            "rope_parameters.original_max_position_embeddings: expected it, found none"
+            f"rope_parameters.high_freq_factor: expected more than low_freq_factor={low}, "
+            f"got {high}"
         )
-    names = ("low_freq_factor", "high_freq_factor", "beta_slow", "beta_fast")
-    numbers = {name: float(given[name]) for name in names if given.get(name) is not None}
+    factor = _factor(given["factor"])
+    return Rope(theta, "llama3", factor, original, low_freq_factor=low, high_freq_factor=high)
+
+
+def _yarn(theta: float, given: Json, original: int, config: Json) -> Rope:
+    if theta <= 1:
+        raise ValueError(f"rope_theta: expected more than 1 for 'yarn', got {theta}")
+    factor = given.get("factor")
+    if factor is None:
+        longest = _positive("max_position_embeddings", config.get("max_position_embeddings"))
+        factor = longest / original
+    factor = _factor(factor)
+    numbers = {
+        name: _positive(f"rope_parameters.{name}", given[name])
+        for name in ("beta_slow", "beta_fast")
+        if name in given
+    }
     return Rope(
-        float(theta),
-        kind,
-        float(factor),
-        int(original),
-        attention_factor=_attention_factor(given, factor) if kind == "yarn" else 1.0,
-        truncate=bool(given.get("truncate", True)),
+        theta,
+        "yarn",
+        factor,
+        original,
+        attention_factor=_attention_factor(given, factor),
+        truncate=given.get("truncate", True),
         **numbers,
     )
 
 
 def _attention_factor(given: Json, factor: float) -> float:
-    if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
+    if "attention_factor" in given:
+        return _positive("rope_parameters.attention_factor", given["attention_factor"])
     if given.get("mscale") and given.get("mscale_all_dim"):
         log = math.log(factor)
         of, all_dim = (0.1 * given[name] * log + 1 for name in ("mscale", "mscale_all_dim"))
@@ -281,24 +384,29 @@ def _attention_factor(given: Json, factor: float) -> float:
 
 
 def _windows(config: Json, family: Family) -> tuple[int, ...]:
-    layers, window = config["num_hidden_layers"], config.get("sliding_window")
-    if family.windows == "none":
-        return ()
-    if family.windows == "all":
+    layers = _count(config, "num_hidden_layers")
+    in_force = family.windows == "all" or (
+        family.windows == "layers" and _flag(config, "use_sliding_window")
+    )
+    window = 0
+    if in_force and config.get("sliding_window") is not None:
+        window = _count(config, "sliding_window")
+    if family.windows != "layers":
         return (window,) * layers if window else ()
-    if not config.get("use_sliding_window") or not window:
-        if "sliding_attention" in (config.get("layer_types") or []):
-            raise ValueError(
-                "layer_types: expected 'full_attention' without use_sliding_window and "
-                "sliding_window, got 'sliding_attention'"
-            )
-        return ()
     kinds = config.get("layer_types")
     if kinds is None:
-        return tuple(window if i >= config["max_window_layers"] else 0 for i in range(layers))
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown or len(kinds) != layers:
+        first = config["max_window_layers"] if window else layers
+        if type(first) is not int:
+            raise ValueError(f"max_window_layers: expected an integer, got {first!r}")
+        kinds = [_LAYER_TYPES[i >= first] for i in range(layers)]
+    if len(kinds) != layers or not set(kinds) <= set(_LAYER_TYPES):
+        names = " or ".join(_LAYER_TYPES)
+        raise ValueError(f"layer_types: expected {layers} of {names}, got {kinds}")
+    if "sliding_attention" not in kinds:
+        return ()
+    if not window:
         raise ValueError(
-            f"layer_types: expected {layers} of full_attention or sliding_attention, got {kinds}"
+            "layer_types: expected 'full_attention' without use_sliding_window and "
+            "sliding_window, got 'sliding_attention'"
         )
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -40,23 +40,29 @@ class Rope:
     truncate: bool = True
 
     def frequencies(self, size: int) -> np.ndarray:
-        """Radians a position for each pair of a head of `size` numbers: float32 [size / 2]."""
-        plain = self.theta ** (-np.arange(0, size, 2) / size)
+        """Radians a position for each pair of a head of `size` numbers: float32 [size / 2].
+
+        Rounded to float32 at every step, as the numbers were that checkpoints have been trained
+        with: one bit of a frequency is a thousandth of a radian after twenty thousand positions.
+        """
+        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+        periods = (self.theta ** exponents.astype(np.float64)).astype(np.float32)
+        plain = 1 / periods
         if self.kind == "linear":
-            plain = plain / self.factor
-        elif self.kind == "llama3":
+            return plain / np.float32(self.factor)
+        if self.kind == "llama3":
             kept = self._llama3_kept(plain)
-            plain = (1 - kept) * plain / self.factor + kept * plain
-        elif self.kind == "yarn":
+            return (1 - kept) * plain / np.float32(self.factor) + kept * plain
+        if self.kind == "yarn":
             kept = self._yarn_kept(size)
-            plain = (1 - kept) * plain / self.factor + kept * plain
-        return plain.astype(np.float32)
+            return (1 - kept) * (1 / (np.float32(self.factor) * periods)) + kept * plain
+        return plain
 
     def _llama3_kept(self, plain: np.ndarray) -> np.ndarray:
         """The share of each frequency that isn't divided: 0 for the slow ones, 1 for the fast."""
-        rotations = self.original_length * plain / (2 * math.pi)
-        ramp = (rotations - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        return np.clip(ramp, 0, 1)
+        rotations = np.float32(self.original_length) / (np.float32(2 * math.pi) / plain)
+        width = np.float32(self.high_freq_factor - self.low_freq_factor)
+        return np.clip((rotations - np.float32(self.low_freq_factor)) / width, 0, 1)
 
     def _yarn_kept(self, size: int) -> np.ndarray:
         def dimension(rotations: float) -> float:
@@ -69,7 +75,8 @@ class Rope:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, size - 1)
         width = high - low or 0.001
-        return 1 - np.clip((np.arange(size // 2) - low) / width, 0, 1)
+        ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(width)
+        return 1 - np.clip(ramp, 0, 1)
 
 
 def yarn_attention_factor(factor: float) -> float:

@@ -1,0 +1,1 @@
+"""Our decoder beside transformers' torch models, on tiny random checkpoints."""
