@@ -72,7 +72,9 @@ def test_training_leaves_its_notes_for_the_report(tmp_path, monkeypatch):
         raise Stop
 
     monkeypatch.setattr(training, "Trainer", stop)
-    components = SimpleNamespace(config=Config(), notes=["data.eval: bad rows: 3"])
+    components = SimpleNamespace(
+        config=Config(), notes=["data.eval: bad rows: 3"], conversations=None
+    )
     display = SimpleNamespace(note=lambda line: None)
     folder = WorkDir(tmp_path / "run")
     for notes in (components.notes, []):
