@@ -11,19 +11,51 @@ ELPO on 16 questions a step with 16 rollouts each, where every needless call is 
 
 takes the questions from GSM8K's files, and the cold start from their worked solutions. Episodes are
 long enough for most of these questions. The small policy can't be expected to solve them.
+
+    python -m elpo_jax.train --config experiments/math.py:qwen3_4b --workdir runs/math_qwen3_4b \\
+      --config.policy.checkpoint=DIR --config.sft.data=sft.parquet \\
+      --config.data.train=train.parquet --config.data.eval=eval.parquet
+
+is the paper's scale: a checkpoint of Qwen3-4B-Instruct-2507, 469 updates (5 epochs of 3,000 rows)
+on conversations such as Open-AgentRL-SFT-3K, then ELPO for one epoch of 30,000 questions, in files
+such as Open-AgentRL-30K or DAPO-Math-17k. `math.py:qwen2_5_7b` is the same for Qwen2.5-7B-Instruct.
+What it costs and comes to isn't known: no such run has been made. It differs from the paper in its
+tool, a calculator, and in that only questions whose answer is a number are used. Prompt and
+response share the 23,040 tokens that the paper deals out as 2,560 and 20,480.
+
+The meshes are for 16 TPU v5e (4B) and 8 TPU v5p (7B). Elsewhere `--config.mesh.fsdp=F
+--config.mesh.tensor=T`, where F * T is the number of devices: T divides 8 kv heads (4B) or 4 (7B),
+F divides train.micro_batch_rows, sampler.lanes, sampler.rows and sampler.prefill_rows; 8 devices:
+2 and 4. `--config.sft.data= --config.data.train= --config.data.eval=` generates the problems
+instead of reading files.
 """
 
 from ml_collections import ConfigDict
 
 from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
+from elpo_jax.presets import POLICIES, paper_config
 
-VARIANTS = ("", "gsm8k")
+VARIANTS = ("", "gsm8k", *POLICIES)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(unknown_name("variant", variant, VARIANTS))
+    return _paper(variant) if variant in POLICIES else _small(variant)
+
+
+def _paper(policy: str) -> ConfigDict:
+    config = paper_config(policy)
+    config.suite.name = "math"
+    config.data.format = "agentrl"
+    config.data.train = "train.parquet"  # without a file there is an error
+    config.data.eval = "eval.parquet"
+    config.sft.data = "sft.parquet"
+    return config
+
+
+def _small(variant: str) -> ConfigDict:
     config = default_config()
     config.suite.name = "math"
     config.policy.scan_unroll = config.policy.num_layers

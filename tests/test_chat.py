@@ -1,5 +1,6 @@
 """The chat template as token ids: prompts, tool results, demonstrations, hostile text."""
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from worlds import PROPERTY
 
 from elpo_jax.config import EpisodeConfig
-from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat, render
+from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.template import render
 from elpo_jax.policy.tokenizer import CONTROL, SentencePieceTokenizer
 from elpo_jax.tasks.base import HELD_OUT
 from elpo_jax.tasks.science.suite import LENGTHS, ScienceSuite
@@ -66,6 +68,44 @@ def test_a_demonstration_is_the_tokenized_conversation():
     assert ids.tolist() == TOKENIZER.encode(text, allow_special=True)
     assert TOKENIZER.decode(ids[is_policy].tolist()) == call + "\\boxed{4}<|im_end|>"
     assert (ids.dtype, is_policy.dtype) == (np.int32, np.bool_)
+
+
+# What the embedded tokenizer and template made of it when the first runs were published.
+RECORDED_TASK = "train/19"
+RECORDED_IDS = (
+    "142 136 150 139 130 146 134 140 130 147 135 148 133 138 137 143 2 144 166 153 178 151 "
+    "164 288 471 33 499 480 288 471 36 193 461 467 26 469 2 128 126 33 145 161 141 2 127 504 "
+    "508 132 2 128 126 36 145 161 141 2 127 504 511 132 2 128 131 504 508 480 504 511 141 2 "
+    "127 507 507 132 2 128 126 507 507 145 158 141 2 127 511 506 506 469 503 467 26 132 2 128 "
+    "149 511 506 506 469 503 467 26 466 2"
+)
+RECORDED_TURNS = [37, 43, 49, 55, 61, 69, 75, 82, 93]  # the last tokens before sides change
+RECORDED_RESULT = [127, 473, 467, 232, 478, 232, 7, 490, 132, 2, 128]
+RECORDED_DIGESTS = {
+    "short": "c4bd9f12db69994cafb6c0137bc06c09063250b5a52473b992fdddc8026fb392",
+    "long": "77fc6d4e356500b82e6e7a9202d03a6c9e91c074e922753112c07edb4774d27b",
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_embedded_ids_stay_what_they_are(length):
+    suite = ScienceSuite(length)
+    chat = Chat(TOKENIZER, TEMPLATE, [tool.schema for tool in suite.tools])
+    digest = hashlib.sha256()
+    for index in range(20):
+        task = suite.task("train", index)
+        prompt = [
+            {"role": "system", "content": suite.system_prompt},
+            {"role": "user", "content": task.question},
+        ]
+        ids, is_policy = chat.demonstration([*prompt, *suite.demonstration(task, 0.5)])
+        digest.update(ids.tobytes() + is_policy.tobytes())
+    if length == "short":
+        assert task.id == RECORDED_TASK
+        assert ids.tolist() == [int(token) for token in RECORDED_IDS.split()]
+        assert np.flatnonzero(np.diff(is_policy)).tolist() == RECORDED_TURNS
+        assert chat.tool_result_ids('a "b"\nc') == RECORDED_RESULT
+    assert digest.hexdigest() == RECORDED_DIGESTS[length]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -159,7 +199,7 @@ HEADER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif 
         # Numbers the conversation's length at its head.
         (
             "{{ messages | length }}{% for m in messages %}" + BODY + "{% endfor %}" + HEADER,
-            "extend",
+            "rewrites earlier turns .policy.earlier_turns=as_sampled",
         ),
         # Keeps the last tool result only.
         (
@@ -172,7 +212,7 @@ HEADER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif 
         # Ends turns with something else.
         (
             "{% for m in messages %}" + BODY.replace("end", "stop") + "{% endfor %}" + HEADER,
-            "ending with",
+            "end with a control token",
         ),
         # Leaves tool results out.
         (
@@ -188,13 +228,18 @@ def test_templates_that_do_not_append_are_refused(template, message):
 
 def test_a_template_that_drops_the_question_is_refused():
     template = "{% for m in messages if m.role != 'user' %}" + BODY + "{% endfor %}" + HEADER
-    with pytest.raises(ValueError, match=r"expected messages \['1'\] rendered once"):
-        Chat(TOKENIZER, template).prompt_ids(MESSAGES[:2])
+    with pytest.raises(ValueError, match="content of a user message rendered once"):
+        Chat(TOKENIZER, template)
 
 
-def test_an_end_of_turn_that_is_no_token_is_refused():
-    with pytest.raises(ValueError, match=r"'<\|eot\|>'"):
-        Chat(TOKENIZER, TEMPLATE, end_of_turn="<|eot|>")
+def test_a_conversation_that_the_template_drops_a_part_of_is_refused():
+    template = (
+        "{% for m in messages %}{% if m.role != 'user' or loop.last or messages[loop.index].role "
+        "!= 'user' %}" + BODY + "{% endif %}{% endfor %}" + HEADER
+    )
+    question = {"role": "user", "content": "Hi"}
+    with pytest.raises(ValueError, match=r"expected messages \[0, 1\] rendered once, .* got \[1\]"):
+        Chat(TOKENIZER, template).prompt_ids([question, question])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +264,7 @@ def test_schemas_are_compact_json():
 def test_rendering_is_quiet_and_leaves_logging_alone():
     code = (
         "import logging\n"
-        "from elpo_jax.policy.chat import render\n"
+        "from elpo_jax.policy.template import render\n"
         "print(render('{{ messages[0].content }}', [{'role': 'user', 'content': 'Hi'}]))\n"
         "assert logging.root.manager.disable == 0\n"
     )

@@ -146,7 +146,9 @@ def test_every_number_has_a_range_and_every_rule_a_key():
     """A new field can't be forgotten, nor a rule outlive its field."""
     free = {"algorithm", "suite.name", "sft.cache_dir"}
     plain = {
-        key for key, kind in config.field_types().items() if kind is not bool and key not in free
+        key
+        for key, kind in config.field_types().items()
+        if kind not in (bool, bool | None) and key not in free
     }
     assert set(validation.RANGES) | set(validation.NAMES) == plain
 
@@ -162,7 +164,7 @@ def test_every_number_has_a_range_and_every_rule_a_key():
             "/nowhere.jsonl",
             "data.train: expected a file, or empty, got '/nowhere.jsonl'",
         ),
-        ("data.format", "gsm", "data.format: expected one of 'gsm8k', got 'gsm'"),
+        ("data.format", "gsm", "data.format: expected one of 'agentrl', 'gsm8k', got 'gsm'"),
         ("rollout.search", "confrm", "did you mean confirm?"),
         ("policy.head_dim", 33, "policy.head_dim: expected an even number, 2 or more, got 33"),
         ("policy.num_heads", 3, "policy.num_heads: expected a multiple of policy.num_kv_heads=2"),
@@ -211,6 +213,20 @@ def test_a_warm_up_must_end_before_the_schedule():
     tree = {"sft": {"steps": 10, "optimizer": {"warmup_steps": 10}}}
     (line,) = problems_of(validation.validate, config.from_dict(tree))
     assert line == "sft.optimizer.warmup_steps: expected fewer than the 10 updates, got 10"
+
+
+def test_what_a_cold_start_on_a_file_does_not_read_is_refused(tmp_path):
+    file = tmp_path / "sft.jsonl"
+    file.touch()
+
+    def problems(**sft):
+        tree = {"sft": {"data": str(file)} | sft}
+        return problems_of(validation.validate, config.from_dict(tree))
+
+    validation.validate(config.from_dict({"sft": {"data": str(file), "steps": 1}}))
+    assert problems(steps=1, detours=0.3) == ["sft.detours: expected 0 beside sft.data, got 0.3"]
+    assert problems() == [f"sft.data: expected empty with sft.steps=0, got {str(file)!r}"]
+    assert problems(data="nowhere") == ["sft.data: expected a file, or empty, got 'nowhere'"]
 
 
 def test_all_wrong_values_are_reported_in_the_order_of_the_config():

@@ -19,6 +19,7 @@ from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tasks.rewards import REWARDS, get_reward
 from elpo_jax.tasks.science.suite import ScienceSuite
 from elpo_jax.tools.base import Observation, ToolFailure
+from elpo_jax.tools.call_forms import HERMES
 
 TOKENIZER = SentencePieceTokenizer()
 TASK = Task("train/0", "count", "Count to 3.", {"value": "3"}, calls=3)
@@ -500,7 +501,10 @@ def test_demonstrations_of_the_science_suite_replay_to_success():
     env = Environment(suite, chat, EpisodeConfig(), get_reward("plus_minus_one"))
     for index in range(30):
         task = suite.task("train", index)
-        turns = [turn(m["content"]) for m in suite.demonstration(task) if m["role"] == "assistant"]
+        messages = [m for m in suite.demonstration(task) if m["role"] == "assistant"]
+        calls = [m["tool_calls"][0]["function"] for m in messages[:-1]]
+        texts = [HERMES.write(**call) for call in calls] + [messages[-1]["content"]]
+        turns = [turn(text) for text in texts]
         outcomes = play(env, turns, env.begin(task, len(env.prompt_ids(task))))
         assert [outcome.end for outcome in outcomes] == [None] * (len(turns) - 1) + ["answer"]
         rollout = env.conclude(task, 0, ROOT, steps(outcomes), "answer")

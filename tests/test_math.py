@@ -119,8 +119,8 @@ def test_every_demonstration_is_verified(split):
 
 
 def calls_of(messages):
-    texts = [m["content"] for m in messages[:-1:2]]
-    return [json.loads(text.split("\n")[1])["arguments"]["expression"] for text in texts]
+    calls = [call for message in messages[:-1:2] for call in message["tool_calls"]]
+    return [call["function"]["arguments"]["expression"] for call in calls]
 
 
 def test_detours_are_needless_calculations_before_the_solvers():

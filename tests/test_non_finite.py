@@ -141,7 +141,7 @@ def test_a_dump_is_replayed_to_where_it_arises(absurd, tmp_path):
     for ours, theirs in zip(fault.micro_batches, error.micro_batches, strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     replay = Replay(fault)
-    state = faults.read_state(folder, replay.fresh_state())
+    state = faults.read_state(folder, replay.learner.shapes())
     jax.tree.map(np.testing.assert_array_equal, state, error.state)
     stages = {stage.name: stage for stage in replay.stages(state)}
     assert stages["parameters"].broken == stages["old log-probabilities"].broken == 0
@@ -158,7 +158,7 @@ def test_a_dump_of_a_broken_advantage_names_its_task(absurd, tmp_path):
     fault = dumped(error, tmp_path / "dump")
     assert (fault.found["loss"], fault.found["broken"]) == ("nan", ["loss", "gradient"])
     replay = Replay(fault)
-    state = faults.read_state(tmp_path / "dump", replay.fresh_state())
+    state = faults.read_state(tmp_path / "dump", replay.learner.shapes())
     first = next(stage for stage in replay.stages(state) if stage.broken)
     assert (first.name, first.broken) == ("advantages", 1)
     assert first.first == "nan at micro-batch 0, row 0 (train/0, rollout 0), token 5"
@@ -173,7 +173,7 @@ def test_a_dump_of_rows_that_were_sampled_is_replayed_too(absurd, tmp_path):
     fault = faults.describe(error, 7, CONFIG, VOCAB)
     faults.write(tmp_path / "dump", fault, state)
     replay = Replay(faults.read(tmp_path / "dump"))
-    state = faults.read_state(tmp_path / "dump", replay.fresh_state())
+    state = faults.read_state(tmp_path / "dump", replay.learner.shapes())
     stages = {stage.name: stage for stage in replay.stages(state)}
     assert list(stages) == ["parameters", "optimiser state", "log-probabilities", "entropies"]
     assert stages["parameters"].broken == CONFIG.policy.d_model

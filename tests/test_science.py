@@ -15,7 +15,7 @@ from worlds import PROPERTY
 
 from elpo_jax.config import SuiteConfig
 from elpo_jax.tasks import make_suite
-from elpo_jax.tasks.base import HELD_OUT, TRAIN, Task
+from elpo_jax.tasks.base import HELD_OUT, TRAIN, Task, call_message
 from elpo_jax.tasks.problems import split_of
 from elpo_jax.tasks.science.compounds import compounds
 from elpo_jax.tasks.science.elements import UNITS, by_symbol
@@ -165,6 +165,10 @@ def test_splits_stay_where_they_are():
 # --- Tasks ------------------------------------------------------------------------------------
 
 
+def call_of(message):
+    return message["tool_calls"][0]["function"]
+
+
 @pytest.mark.parametrize(("length", "split"), POOLS)
 def test_every_demonstration_is_verified(length, split):
     suite = ScienceSuite(length)
@@ -177,9 +181,8 @@ def test_every_demonstration_is_verified(length, split):
         assert suite.verify(task, messages[-1]["content"]).success
         assert not any(m["content"].startswith("error") for m in messages)
         for message in messages[:-1:2]:
-            body = message["content"].removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
-            call = json.loads(body)
-            assert message["content"] == f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+            call = call_of(message)
+            assert message == call_message(**call)
             assert set(call["arguments"]) == set(schemas[call["name"]]["required"])
 
 
@@ -200,10 +203,13 @@ def test_detours_are_needless_look_ups_before_the_solvers_calls():
         dropped = {*needless, *(i + 1 for i in needless)}
         assert [message for i, message in enumerate(longer) if i not in dropped] == plain
         for i in needless:
-            now, after = (json.loads(longer[j]["content"].split("\n")[1]) for j in (i, i + 2))
+            now, after = (call_of(longer[j]) for j in (i, i + 2))
             assert now["arguments"] == {**after["arguments"], "property": "number"}
         detours += len(needless)
-        thrifty += sum("lookup" in m["content"] and '"number"' not in m["content"] for m in plain)
+        thrifty += sum(
+            call["name"] == "lookup" and call["arguments"]["property"] != "number"
+            for call in map(call_of, plain[:-1:2])
+        )
     assert detours / thrifty == pytest.approx(0.5, abs=0.05)
     every = suite.demonstration(tasks[0], 1.0)
     assert len(every) > len(suite.demonstration(tasks[0]))

@@ -279,10 +279,10 @@ def test_all_that_cannot_be_spread_is_named_together():
 
 def test_a_vocabulary_that_cannot_be_spread_is_named():
     config = from_dict({"mesh": {"tensor": 4}, "policy": {"num_kv_heads": 4}})
-    validation.validate_architecture(config, own_architecture(config.policy, 512))
+    validation.validate_mesh(config, own_architecture(config.policy, 512))
     odd = own_architecture(config.policy, 510)
-    assert problems_of(validation.validate_architecture, config, odd) == [
-        "mesh.tensor: expected a divisor of the heads=4, kv heads=4, MLP width=384 and "
+    assert problems_of(validation.validate_mesh, config, odd) == [
+        "mesh.tensor: expected a divisor of the policy's heads=4, kv heads=4, MLP width=384 and "
         "vocabulary=510, got 4; 2 would do"
     ]
 
@@ -332,13 +332,14 @@ def test_validation_lets_pass_what_the_rules_of_sharding_can_spread(mesh, sizes)
         "kv_heads": (kv_heads,),
         "mlp": (mlp,),
         "vocab": (vocabulary,),
+        "kept_time": (),  # only where it can be spread
     }
     shares = {axis: share(over, config.mesh) for axis, over in RULES if over}
     assert shares.keys() == arrays.keys()
     fits = all(size % shares[axis] == 0 for axis in arrays for size in arrays[axis])
     try:
         validation.validate(config)
-        validation.validate_architecture(config, own_architecture(config.policy, vocabulary))
+        validation.validate_mesh(config, own_architecture(config.policy, vocabulary))
     except UsageError:
         assert not fits
     else:

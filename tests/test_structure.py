@@ -26,6 +26,7 @@ LAYERS = {
         "learner.base",
         "policy.architecture",
         "policy.rope",
+        "presets",
         "policy.weight_names",
         "rollout.controller",
         "rollout.tree",
@@ -56,7 +57,14 @@ LAYERS = {
         "interrupt",
         "metrics",
         "policy.chat",
+        "policy.chat_files",
+        "policy.chat_layout",
+        "policy.conversation",
         "policy.families",
+        "policy.published",
+        "policy.hf_tokenizer",
+        "policy.template",
+        "policy.checkpoint_folder",
         "policy.safetensors_files",
         "policy.tokenizer",
         "progress",
@@ -78,6 +86,7 @@ LAYERS = {
         "evaluation",
         "faults",
         "learner",
+        "planning",
         "policy",
         "sampler",
         "trainer",
@@ -86,7 +95,9 @@ LAYERS = {
     # Programs. Nobody imports them.
     "entry": (
         "compare",
+        "convert",
         "evaluate",
+        "plan",
         "policy.train_tokenizer",
         "replay",
         "report.__main__",
@@ -186,7 +197,7 @@ def test_the_layers_name_only_what_there_is():
 
 def test_only_the_registry_knows_the_suites():
     """A further suite is its own file or folder, a line of the registry and an experiment."""
-    shared = {"answers", "base", "files", "problems", "rewards"}
+    shared = {"answers", "base", "conversations", "files", "problems", "rewards", "rows"}
     suites = {name.split(".")[1] for name in FILES if name.startswith("tasks.")} - shared
     assert {"math", "science"} <= suites
     for module in FILES:

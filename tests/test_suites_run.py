@@ -14,6 +14,7 @@ from rich.console import Console
 
 from elpo_jax import tasks
 from elpo_jax.cli import parse
+from elpo_jax.cold_start import cache_folder, demonstrations, notes
 from elpo_jax.components import build
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.evaluate import main as evaluate
@@ -224,6 +225,179 @@ def test_the_cold_start_needs_worked_solutions(world, tmp_path):
         world.run(tmp_path / "run", **{"data.train": file})
     (line,) = caught.value.problems
     assert line.startswith("sft.steps: expected 0, since no question of data.train has a worked")
+
+
+# --- Conversations and prompts from files --------------------------------------------------------
+
+
+def conversation(a):
+    function = {"name": "calculator", "arguments": {"expression": f"{a}*7"}}
+    return {
+        "messages": [
+            {"role": "system", "content": "Use the tools."},
+            {"role": "user", "content": f"{a} cans of 7 pens. How many pens?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+            {"role": "tool", "content": str(7 * a)},
+            {"role": "assistant", "content": f"\\boxed{{{7 * a}}}"},
+        ],
+        "tools": [{"type": "function", "function": dict(Calculator().schema)}],
+    }
+
+
+def agentrl_row(a, b):
+    return {
+        "data_source": "somebody/pens",
+        "prompt": [{"role": "user", "content": f"{a} cans of {b} pens. How many pens?"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": str(a * b), "style": "rule"},
+    }
+
+
+CONVERSATIONS = 5
+UPDATES = 6  # of 4: nearly five epochs
+
+
+class Files(World):
+    """A file of conversations and two of prompts."""
+
+    def __init__(self, folder):
+        self.sft, self.train = folder / "sft.jsonl", folder / "train.json"
+        self.held_out = folder / "eval.jsonl"
+        rows = [
+            *map(conversation, range(2, 2 + CONVERSATIONS)),
+            {"messages": []},
+            conversation(10**60),
+        ]
+        self.sft.write_text("\n".join(map(json.dumps, rows)))
+        prompts = [agentrl_row(a, 7) for a in (2, 3, 4, 5, 2)]
+        self.train.write_text(json.dumps(prompts))
+        self.held_out.write_text("\n".join(json.dumps(agentrl_row(a, 9)) for a in (2, 3)))
+        self.settings = TINY | {
+            "data.train": self.train,
+            "data.eval": self.held_out,
+            "data.format": "agentrl",
+            "sft.data": self.sft,
+            "sft.detours": 0.0,
+            "sft.steps": UPDATES,
+            "sft.cache_dir": folder / "cache",
+            "train.steps": 2,
+        }
+
+    def components(self, **changes):
+        config, _ = parse(flags("experiments/math.py", **self.settings | changes), [])
+        return build(config)
+
+
+class After:
+    """Asks the run to end at the n-th time that it looks."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def check(self):
+        self.left -= 1
+        if not self.left:
+            raise Interrupted(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def from_files(tmp_path_factory):
+    return Files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def learnt_from_files(from_files, tmp_path_factory):
+    """(folder, output) of a run on the files."""
+    path = tmp_path_factory.mktemp("learnt") / "run"
+    return path, from_files.run(path)
+
+
+def test_a_run_learns_from_conversations_and_then_from_prompts(from_files, learnt_from_files):
+    path, output = learnt_from_files
+    told = [
+        f"data.train: {from_files.train}: questions: 4, bad rows: 0, "
+        "rows that repeat a question: 1",
+        f"data.eval: {from_files.held_out}: questions: 2, bad rows: 0",
+        "data.eval: fewer than eval.tasks=8: 2",
+        f"{from_files.sft}:6: messages: expected at least one, got none",
+        f"{from_files.sft}:7: messages: expected at most the 256 tokens of the last of "
+        "train.length_buckets, got 350",
+        f"sft.data: {from_files.sft}: conversations: {CONVERSATIONS}, bad rows: 2",
+        f"sft.data: sft.steps={UPDATES} of sft.batch=4 are 4.80 epochs",
+    ]
+    assert json.loads((path / "notes.json").read_text()) == told
+    assert output.splitlines()[: len(told)] == told
+    rows = read(path / "metrics.jsonl")
+    assert rows[0]["sft/loss"] > 0
+    assert rows[-1]["eval/trials/pens"] == 2
+    assert {question for step in asked(path) for question in step} <= {
+        f"{a} cans of 7 pens. How many pens?" for a in (2, 3, 4, 5)
+    }
+
+
+def test_a_cold_start_on_a_file_goes_on_in_a_later_epoch_as_if_undisturbed(
+    from_files, learnt_from_files, tmp_path
+):
+    path, cache = tmp_path / "run", tmp_path / "cache"
+    output = from_files.run(path, After(3), **{"sft.cache_dir": cache})
+    assert "saved update 3 of the cold start" in output
+    assert not cache.exists()
+    settings = {"sft.cache_dir": cache, "sft.data": from_files.sft}
+    from_files.run(path, **settings)
+    assert len(list((cache / "cold_start").iterdir())) == 1
+    ours, theirs = (read(each / "metrics.jsonl") for each in (path, learnt_from_files[0]))
+    assert list(map(deterministic, ours)) == list(map(deterministic, theirs))
+
+
+def test_each_epoch_has_every_conversation_once_in_an_order_of_the_seed(from_files):
+    def epochs(seed):
+        of_number = demonstrations(from_files.components(seed=seed))
+        names = [of_number(number)[0].tobytes() for number in range(3 * CONVERSATIONS)]
+        return [names[i : i + CONVERSATIONS] for i in range(0, len(names), CONVERSATIONS)]
+
+    found = epochs(0)
+    assert len({frozenset(epoch) for epoch in found}) == 1
+    assert len(set(found[0])) == CONVERSATIONS
+    assert len(set(map(tuple, found))) > 1
+    assert found == epochs(0)
+    assert found != epochs(1)
+
+
+def test_the_cold_starts_name_is_that_of_the_files_content(from_files, tmp_path):
+    content = from_files.sft.read_text()
+    moved, changed = tmp_path / "moved.jsonl", tmp_path / "changed.jsonl"
+    moved.write_text(content)
+    changed.write_text(content + "\n" + json.dumps(conversation(9)))
+    known, same, other, without = (
+        cache_folder(from_files.components(**changes)).name
+        for changes in (
+            {},
+            {"sft.data": moved, "data.train": "", "data.eval": ""},
+            {"sft.data": changed},
+            {"sft.data": "", "data.train": "", "data.eval": ""},
+        )
+    )
+    assert known == same
+    assert len({known, other, without}) == 3
+
+
+def test_tools_that_the_suite_does_not_have_are_told(from_files, tmp_path):
+    row = conversation(2)
+    row["tools"][0]["function"]["name"] = "code_interpreter"
+    file = tmp_path / "sft.jsonl"
+    file.write_text(json.dumps(row))
+    *_, warning = notes(from_files.components(**{"sft.data": file}))
+    assert warning == (
+        "warning: sft.data: its tools are code_interpreter, those of suite math are calculator"
+    )
+
+
+def test_a_run_without_a_usable_conversation_ends_before_it_begins(from_files, tmp_path):
+    file = tmp_path / "sft.jsonl"
+    file.write_text("no")
+    with pytest.raises(UsageError, match="that can be learnt from, got none"):
+        from_files.run(tmp_path / "run", **{"sft.data": file})
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 # --- A further suite -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from worlds import PROPERTY
 from elpo_jax.rollout.tool_calls import CallParser
 from elpo_jax.rollout.tree import ToolCall
 from elpo_jax.tools.base import Observation
+from elpo_jax.tools.call_forms import FORMS, LLAMA3, LLAMA3_TAG
 
 
 class FakeTool:
@@ -180,6 +181,92 @@ def test_every_turn_is_an_answer_a_call_or_an_error(parts):
     assert (parsed is None) == ("<tool_call>" not in text)
     if isinstance(parsed, ToolCall):
         assert text.partition("<tool_call>")[2].strip() == f"{GOOD}</tool_call>" or "\n" in text
+
+
+# --- The Llama-3 form -------------------------------------------------------------------------
+
+LLAMA = CallParser([PYTHON, ANYTHING], LLAMA3)
+
+
+def llama(arguments, name="python"):
+    return json.dumps({"name": name, "parameters": arguments})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The answer is 4.",
+        "{1, 2}",
+        '{"answer": 4}',
+        "[" + llama({"code": "1"}) + "]",
+        "First I compute.\n" + llama({"code": "1"}),  # not the whole turn
+        turn(wrap({"code": "1"})),  # not its form
+        '"name"',
+        "<|python_tag",
+    ],
+)
+def test_llama_answers(text):
+    assert LLAMA.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        llama({"code": "1"}),
+        "\n <|python_tag|>" + llama({"code": "1"}) + "\n",
+        "<|python_tag|> " + llama({"code": "1"}),
+        '{ "parameters" : {"code":"1"},\n "name":"python"}',
+    ],
+)
+def test_llama_calls_are_found(text):
+    assert LLAMA.parse(text) == ToolCall("python", {"code": "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "python"', "Expecting ',' delimiter"),
+        ('{"name": "python"}', 'expected an object with "name" and "parameters"'),
+        (wrap({"code": "1"}), 'expected an object with "name" and "parameters"'),
+        ("<|python_tag|>print(1)", "Expecting value (char 0)"),
+        ("<|python_tag|>", "Expecting value (char 0)"),
+        (llama({"code": "1"}) + " It is 4.", "expected the turn to end after the JSON object"),
+        (llama({"code": "1"}) + "; " + llama({}), "expected the turn to end after the JSON object"),
+        ('{"name": 1, "parameters": {}}', 'expected "name" a string and "parameters" an object'),
+        ('{"name": "anything", "parameters": {"x": NaN}}', "expected JSON numbers, got NaN"),
+        ('{"name": "anything", "parameters": {"x": "\\ud800"}}', "lone surrogate"),
+        (f'{{"name": "anything", "parameters": {{"x": {NESTED}}}}}', "nested too deeply"),
+    ],
+)
+def test_malformed_llama_calls(text, message):
+    error = LLAMA.parse(text)
+    assert error.error == "malformed_call"
+    assert message in error.text
+
+
+def test_llama_calls_are_checked_as_others():
+    assert LLAMA.parse(llama({}, "pyhton")).error == "unknown_tool"
+    assert LLAMA.parse(llama({})).error == "bad_arguments"
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@PROPERTY
+@given(arguments=st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())))
+def test_what_is_written_is_read(form, arguments):
+    parser = CallParser([ANYTHING], form)
+    assert parser.parse(form.write("anything", arguments)) == ToolCall("anything", arguments)
+
+
+def test_forms_as_templates_write_them():
+    written = {form.name: form.write("f", {"x": "é\n"}) for form in FORMS.values()}
+    call = '{"name": "f", "parameters": {"x": "é\\n"}}'
+    assert written == {
+        "hermes": '<tool_call>\n{"name": "f", "arguments": {"x": "é\\n"}}\n</tool_call>',
+        "llama3": call,
+        "llama3_tag": f"<|python_tag|>{call}",
+    }
+    assert CallParser([ANYTHING], LLAMA3_TAG).parse(llama({}, "anything"))
 
 
 def test_tools_are_checked_at_construction():

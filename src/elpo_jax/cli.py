@@ -39,6 +39,7 @@ def parse(
     argv: Sequence[str],
     options: Sequence[Option],
     known: Mapping[str, Collection[str]] | None = None,
+    unread: Collection[str] = (),
 ) -> tuple[Config, dict[str, str]]:
     """Reads a command line.
 
@@ -46,6 +47,7 @@ def parse(
       argv: the program's name and its arguments.
       options: what the entry point takes besides the config.
       known: names that config values may have, by key (see `validation.validate`).
+      unread: keys that the entry point doesn't read.
 
     Returns:
       The validated config, and the options' values by name.
@@ -62,7 +64,7 @@ def parse(
         if values[_KEY + key].present:
             _set(tree, key, _literal(str(values[_KEY + key].value), kind))
     config, problems = read(tree)
-    validate(config, known, problems)
+    validate(config, known, problems, unread)
     return config, {option.name: values[option.name].value or "" for option in options}
 
 

@@ -1,4 +1,5 @@
-"""The cold start: fine-tuning on the suite's demonstrations, cached by what it depends on.
+"""The cold start: fine-tuning on the suite's demonstrations or a file's conversations, cached by
+what it depends on.
 
 Deliberately short where RL is to have something to do: its length is `sft.steps`.
 """
@@ -7,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from elpo_jax.learner.optimizer import make_optimizer
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.sft import SupervisedLearner, sft_rows
 from elpo_jax.learner.update import TrainState
+from elpo_jax.policy.chat_files import chat_files
+from elpo_jax.policy.checkpoint_folder import fingerprint
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
+from elpo_jax.tasks.conversations import KEY
 from elpo_jax.tasks.files import KEYS
 
 Params = Any
@@ -61,21 +65,27 @@ _PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax")
 def cache_folder(components: Components) -> Path:
     """Where this cold start's parameters are kept, by the hash of what they depend on.
 
-    That is the settings it reads, the source and data files behind it, the versions of the
-    numerical packages and the kind and number of devices.
+    That is the settings it reads, the source and data files behind it, what the policy's checkpoint
+    holds, the versions of the numerical packages and the kind and number of devices.
     """
     config = to_dict(components.config)
     root = Path(__file__).parent
     files = sorted(file for name in _SOURCES for file in _files(root / name))
-    tokenizer = components.config.policy.tokenizer
-    files += [Path(tokenizer)] if tokenizer else []
+    files += chat_files(components.config.policy)
     settings = {name: config[name] for name in ("seed", "suite", "policy", "mesh", "sft")}
+    if components.config.policy.checkpoint:
+        settings["policy"]["checkpoint"] = _fingerprint(components.config.policy.checkpoint)
     del settings["sft"]["cache_dir"]
     del settings["suite"]["reward"]
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]
-    if TRAIN in components.files.digests:
-        settings["data"] = [config["data"]["format"], components.files.digests[TRAIN]]
+    # A file counts by its content, and its suffix, which decides how it is read; not by its path.
+    suffix = Path(settings["sft"].pop("data")).suffix
+    if components.conversations:
+        settings["conversations"] = [suffix, components.conversations.digest]
+    elif TRAIN in components.files.digests:
+        suffix = Path(config["data"]["train"]).suffix
+        settings["data"] = [config["data"]["format"], suffix, components.files.digests[TRAIN]]
         settings["max_length"] = config["episode"]["max_length"]  # decides which tasks fit
     depends_on = {
         "settings": settings,
@@ -112,7 +122,7 @@ def cold_start(
     folder = cache_folder(components)
     if folder.exists():
         try:
-            cached = load(folder, {"params": components.init_params()})
+            cached = load(folder, {"params": components.param_shapes})
             shutil.rmtree(partial, ignore_errors=True)
             return cached.parts["params"], cached.metadata
         except RunFault as fault:
@@ -125,6 +135,27 @@ def cold_start(
         warn(f"warning: the cold start isn't cached: {words}")
     shutil.rmtree(partial, ignore_errors=True)
     return params, metrics
+
+
+def notes(components: Components) -> list[str]:
+    """Lines for the user on the file that the cold start learns from, if it is one."""
+    conversations, config = components.conversations, components.config
+    if conversations is None:
+        return []
+    epochs = config.sft.steps * config.sft.batch / len(conversations.pairs)
+    lines = [
+        *conversations.notes,
+        f"{KEY}: sft.steps={config.sft.steps} of sft.batch={config.sft.batch} are {epochs:.2f} "
+        "epochs",
+    ]
+    tools = sorted(tool.name for tool in components.suite.tools)
+    if list(conversations.tools) != tools:
+        there = ", ".join(conversations.tools) or "none"
+        lines.append(
+            f"warning: {KEY}: its tools are {there}, those of suite {config.suite.name} are "
+            f"{', '.join(tools)}"
+        )
+    return lines
 
 
 def make_supervised_learner(config: Config, model: Decoder, mesh: Mesh) -> SupervisedLearner:
@@ -144,9 +175,12 @@ def _train(
     config = components.config
     steps, batch = config.sft.steps, config.sft.batch
     learner = make_supervised_learner(config, components.model, components.mesh)
-    state = learner.init(components.init_params())
     demonstration = demonstrations(components)
-    done, state, metrics = _taken_up(partial, state, warn)
+    done, state, metrics = _taken_up(partial, learner, warn) or (
+        0,
+        learner.init(components.init_params()),
+        {},
+    )
     with Checkpoints(partial, keep=1) as checkpoints:
         for step in range(done + 1, steps + 1):
             first = (step - 1) * batch
@@ -172,35 +206,38 @@ def _train(
 
 
 def _taken_up(
-    partial: Path, state: TrainState, warn: Callable[[str], None]
-) -> tuple[int, TrainState, Metrics]:
-    """Updates made, the state after them, and the last one's metrics: as saved, or none and fresh.
+    partial: Path, learner: SupervisedLearner, warn: Callable[[str], None]
+) -> tuple[int, TrainState, Metrics] | None:
+    """Updates made, the state after them and the last one's metrics, as saved; None: nothing is.
 
     A broken state is removed: the cold start costs minutes and its updates are the same again.
     """
     if not newest_step(partial):
-        return 0, state, {}
+        return None
     try:
-        done, parts, metrics = load(partial, parts_of(state))
+        done, parts, metrics = load(partial, parts_of(learner.shapes()))
     except RunFault as fault:
         warn(f"warning: {fault}; the cold start is made anew")
         shutil.rmtree(partial)
-        return 0, state, {}
+        return None
     return done, state_of(parts), metrics
 
 
 def demonstrations(components: Components) -> Callable[[int], Demonstration]:
     """The cold start's demonstrations by number.
 
-    Those of an endless split are each of another task. Of a finite one, the tasks that are used and
-    have a solver come in a new order each epoch, as far as their demonstrations fit an episode.
+    A file's conversations come in a new order each epoch. Without a file: those of an endless split
+    are each of another task; of a finite one, the tasks that are used and have a solver come in a
+    new order each epoch, as far as their demonstrations fit an episode.
 
     Raises:
-      UsageError: a finite split has no demonstration; or one of an endless split is longer than an
+      UsageError: the file or a finite split has none; or one of an endless split is longer than an
         episode may be. Here the first are looked at, the function looks at each.
     """
     limit = components.config.episode.max_length
     indices = components.indices[TRAIN]
+    if components.conversations:
+        return _in_epochs(components.conversations.pairs, components.config.seed)
     if indices is None:
         for number in range(_LOOKED_AT):
             _checked(components, FIRST_DEMONSTRATION + number)
@@ -216,7 +253,12 @@ def demonstrations(components: Components) -> Callable[[int], Demonstration]:
                 f"{components.config.sft.steps}"
             ]
         )
-    order = shuffled(range(len(found)), components.config.seed)
+    return _in_epochs(found, components.config.seed)
+
+
+def _in_epochs(found: Sequence[Demonstration], seed: int) -> Callable[[int], Demonstration]:
+    """Demonstrations by number: all of them in a new order of the seed, again and again."""
+    order = shuffled(range(len(found)), seed)
     return lambda number: found[order[number]]
 
 
@@ -251,6 +293,13 @@ def _store(folder: Path, params: Params, metrics: Metrics) -> None:
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fingerprint(checkpoint: str) -> str:
+    try:
+        return fingerprint(Path(checkpoint))
+    except ValueError as error:
+        raise UsageError([f"policy.checkpoint: {error}"]) from None
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,27 @@ from elpo_jax.config import Config
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_decoder
-from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.chat import Chat
+from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.model import Decoder
-from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh, param_shardings
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.policy.sharding import (
+    batch_sharding,
+    filled,
+    init_params,
+    make_mesh,
+    param_shardings,
+    placed_shapes,
+)
+from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
+from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
-from elpo_jax.validation import validate_architecture
+from elpo_jax.validation import validate_mesh
 
 Params = Any
 
@@ -78,6 +88,17 @@ class Components:
             )
         return notes
 
+    @cached_property
+    def conversations(self) -> Conversations | None:
+        """What the cold start learns from where that is a file; read at first use, since only the
+        beginning of a run needs it.
+
+        Raises:
+          UsageError: the file can't be read, or has no row that can be used.
+        """
+        path, buckets = self.config.sft.data, self.config.train.length_buckets
+        return read_conversations(path, self.chat.conversation, buckets[-1]) if path else None
+
     @property
     def param_shardings(self) -> Any:
         return param_shardings(self.model, self.mesh)
@@ -92,9 +113,24 @@ class Components:
             jax.random.fold_in(jax.random.key(self.config.seed), stream), step
         )
 
+    @property
+    def param_shapes(self) -> Params:
+        """A `jax.ShapeDtypeStruct` with its sharding for each parameter: what is restored to."""
+        return placed_shapes(self.model, self.mesh)
+
     def init_params(self) -> Params:
-        """Fresh parameters of the run's seed."""
-        return init_params(self.model, self.key(INIT), self.mesh)
+        """What training begins with: the checkpoint's parameters, or fresh ones of the run's seed.
+
+        Raises:
+          UsageError: the checkpoint's files don't hold what its config.json promises.
+        """
+        checkpoint, key = self.config.policy.checkpoint, self.key(INIT)
+        if not checkpoint:
+            return init_params(self.model, key, self.mesh)
+        try:
+            return load_params(Path(checkpoint), self.model, self.mesh, key)
+        except UsageError as error:
+            raise UsageError(f"policy.checkpoint: {line}" for line in error.problems) from None
 
     def make_scheduler(self) -> Scheduler:
         """A sampler with its own caches on the device."""
@@ -115,17 +151,9 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     suite = make_suite(config.suite, files.questions)
-    tokenizer_file = (
-        Path(config.policy.tokenizer) if config.policy.tokenizer else EMBEDDED_TOKENIZER
-    )
-    schemas = [tool.schema for tool in suite.tools]
-    try:
-        tokenizer = SentencePieceTokenizer(tokenizer_file)
-        chat = Chat(tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), schemas)
-    except ValueError as error:
-        raise UsageError([f"policy.tokenizer: {error}"]) from error
-    model = make_decoder(config.policy, tokenizer.vocab_size, mesh)
-    validate_architecture(config, model.architecture)
+    chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
+    model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
+    validate_mesh(replace(config, mesh=filled(config.mesh, mesh.size)), model.architecture)
     environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
     max_length = config.episode.max_length
     return Components(

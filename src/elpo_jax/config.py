@@ -34,7 +34,24 @@ class DataConfig:
 
     train: str = ""
     eval: str = ""  # held-out questions
-    format: str = "gsm8k"  # of both
+    format: str = "gsm8k"  # of both: 'gsm8k' or 'agentrl'
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen parameters (https://arxiv.org/abs/2106.09685)."""
+
+    rank: int = 0  # 0: no adapters, all parameters are trained
+    alpha: float = 16.0  # adapters weigh alpha / rank
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 @dataclass(frozen=True)
@@ -61,22 +78,13 @@ class PolicyConfig:
     remat: str = "none"  # what the backward pass computes again: 'none', 'dots' (all but products)
     # or 'full' (all but each layer's input)
     attention_block: int = 512  # longer rows and caches are attended to in blocks of this length
-    lora_rank: int = 0  # of adapters beside frozen parameters; 0: all parameters are trained
-    lora_alpha: float = 16.0  # adapters weigh lora_alpha / lora_rank
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; the product must be the number of devices."""
+    """Devices along each axis of the mesh; the product must be the number of devices. One may be
+    0: all that the others leave."""
 
     data: int = 1
     fsdp: int = 1
@@ -162,9 +170,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """The cold start on the suite's demonstrations."""
+    """The cold start, on the suite's demonstrations or a file's conversations."""
 
-    steps: int = 0
+    data: str = ""  # conversations in columns messages and tools; empty: demonstrations
+    steps: int = 0  # updates; 0: no cold start
     batch: int = 32
     detours: float = 0.0  # share of the demonstrations' calls that a needless one comes before
     optimizer: OptimizerConfig = field(
@@ -186,6 +195,7 @@ class TrainConfig:
     micro_batch_rows: int = 16  # trajectories a forward-backward pass
     length_buckets: tuple[int, ...] = (128, 256, 384)  # row lengths, ascending
     logprob_chunk: int = 128  # time steps whose logits exist at once
+    export: bool = False  # DIR/export at the end: a Hugging Face folder with the policy
     save_trees: int = 4  # trees of each step that are written to DIR/trees
 
 

@@ -18,7 +18,7 @@ from elpo_jax.learner.sft import SupervisedLearner
 from elpo_jax.learner.surrogate import clipped_surrogate
 from elpo_jax.learner.update import TrainState, make_log_probs
 from elpo_jax.policy.build import make_decoder
-from elpo_jax.policy.sharding import batch_sharding, init_params, make_mesh
+from elpo_jax.policy.sharding import batch_sharding, make_mesh
 from elpo_jax.trainer import make_learner
 
 
@@ -55,10 +55,6 @@ class Replay:
         self._log_probs = make_log_probs(
             self.model, config.train.logprob_chunk, batch_sharding(self.mesh)
         )
-
-    def fresh_state(self) -> TrainState:
-        """A state of the shapes and shardings of the dumped one."""
-        return self.learner.init(init_params(self.model, jax.random.key(0), self.mesh))
 
     def stages(self, state: TrainState) -> Iterator[Stage]:
         """All stages, in the order of the computation; those behind the fault are broken too."""

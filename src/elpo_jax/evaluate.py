@@ -40,7 +40,7 @@ def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) 
     components = build(config)
     for line in components.notes:
         display.note(line)
-    restored = load(checkpoint, {"params": components.init_params()})
+    restored = load(checkpoint, {"params": components.param_shapes})
     try:
         trees = evaluate(
             components,

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(parse_options(argv, OPTIONS)["dump"])
     fault = read(folder)
     replay = Replay(fault)
-    state = read_state(folder, replay.fresh_state())
+    state = read_state(folder, replay.learner.shapes())
     with Display() as display:
         place = "".join(f", {name} {number}" for name, number in fault.where.items())
         display.note(f"step {fault.step}, {fault.kind} after {int(state.step)} updates{place}")

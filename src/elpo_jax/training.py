@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
 from elpo_jax.cold_start import cold_start
+from elpo_jax.cold_start import notes as cold_start_notes
 from elpo_jax.components import Components
 from elpo_jax.config import differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
@@ -16,6 +17,7 @@ from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
 from elpo_jax.metrics import MetricsWriter, held_out_counts, read
+from elpo_jax.policy.export import export_policy
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
 from elpo_jax.report.words import short
@@ -41,6 +43,11 @@ def train(
         display.note(line)
     try:
         _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
+        if newest_step(folder.checkpoints) is None:
+            of_cold_start = cold_start_notes(components)
+            for line in of_cold_start:
+                display.note(line)
+            notes += of_cold_start
         with folder.locked():
             _claim(components, folder)
             if notes and not folder.notes.exists():  # for the report
@@ -141,7 +148,7 @@ class _Run:
     def go(self) -> None:
         """From where the folder stands to the last step."""
         begun = self.saved
-        restored = None
+        state = restored = None
         if begun is not None and begun < self.config.train.steps:
             self.display.note(f"{self.folder.path}: going on after step {begun}")
             restored = self._restore()  # before anything is cut
@@ -156,10 +163,11 @@ class _Run:
                 state = self._warm_up(state)
                 metrics.write(0, cold_start_metrics | self._evaluate(state, 0))
                 self._save(state, 0)
-                self._steps(state, 0, metrics)
+                state = self._steps(state, 0, metrics)
             elif restored is not None:
-                self._steps(self._warm_up(restored), begun, metrics)
+                state = self._steps(self._warm_up(restored), begun, metrics)
         self._prune_evaluations()
+        self._export(state)
         self._show_summary()
         self._report()
 
@@ -180,8 +188,8 @@ class _Run:
         return self.trainer.learner.init(params), metrics
 
     def _restore(self) -> TrainState:
-        fresh = self.trainer.learner.init(self.trainer.components.init_params())
-        _, parts, metadata = self.checkpoints.restore(parts_of(fresh))
+        shapes = self.trainer.learner.shapes()
+        _, parts, metadata = self.checkpoints.restore(parts_of(shapes))
         self._check_files(metadata["data_files"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
@@ -206,8 +214,8 @@ class _Run:
         self.interrupts.check()
         return state
 
-    def _steps(self, state: TrainState, done: int, metrics: MetricsWriter) -> None:
-        """Steps `done + 1` to the last one.
+    def _steps(self, state: TrainState, done: int, metrics: MetricsWriter) -> TrainState:
+        """Steps `done + 1` to the last one. Returns the state after it.
 
         Raises:
           Interrupted: with the state of the last whole step saved.
@@ -236,6 +244,7 @@ class _Run:
             self.checkpoints.wait()
             raise
         self.display.stop()
+        return state
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
         with self._dumping("evaluation", step, state):
@@ -299,6 +308,24 @@ class _Run:
             tasks = _tasks_of(error)
             line = f"{self.folder.path}: {place}: {error}{tasks}; {_standing(self.folder)}; {told}"
             raise RunFault([line]) from error
+
+    def _export(self, state: TrainState | None) -> None:
+        """Writes the policy for others, unless that is done.
+
+        Args:
+          state: after the last step; None where an earlier process made it.
+        """
+        if not self.config.train.export or self.folder.export.exists():
+            return
+        components = self.trainer.components
+        if state is None:
+            shapes = {"params": components.param_shapes}
+            params = self.checkpoints.restore(shapes).parts["params"]
+        else:
+            self.checkpoints.wait()  # what stands is on the disk, whatever becomes of this
+            params = state.params
+        export_policy(self.folder.export, params, components.model, self.config.policy)
+        self.display.note(f"the policy for others: {self.folder.export}")
 
     def _show_summary(self) -> None:
         rows = [row for row in read(self.folder.metrics) if "eval/success" in row]

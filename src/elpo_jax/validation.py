@@ -36,7 +36,10 @@ ASCENDING = Range(
     lambda x: len(x) > 0 and x[0] >= 1 and all(a < b for a, b in pairwise(x)),
     "lengths of 1 or more in ascending order",
 )
-FOLDER = Range(lambda x: not x or Path(x).is_dir(), "a folder, or empty")
+CHECKPOINT = Range(
+    lambda x: not x or Path(x).is_dir(),
+    "--config.policy.checkpoint=DIR with a checkpoint's folder, or empty",
+)
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 
 _OPTIMIZER = {
@@ -53,7 +56,7 @@ RANGES = {
     "seed": SEED,
     "data.train": FILE,
     "data.eval": FILE,
-    "policy.checkpoint": FOLDER,
+    "policy.checkpoint": CHECKPOINT,
     "policy.d_model": AT_LEAST_ONE,
     "policy.num_layers": AT_LEAST_ONE,
     "policy.num_heads": AT_LEAST_ONE,
@@ -65,15 +68,15 @@ RANGES = {
     "policy.scan_unroll": AT_LEAST_ONE,
     "policy.tokenizer": FILE,
     "policy.attention_block": AT_LEAST_ONE,
-    "policy.lora_rank": NOT_NEGATIVE,
-    "policy.lora_alpha": POSITIVE,
-    "policy.lora_targets": Range(
+    "policy.lora.rank": NOT_NEGATIVE,
+    "policy.lora.alpha": POSITIVE,
+    "policy.lora.targets": Range(
         lambda x: x and set(x) <= LORA_TARGETS.keys() and len(set(x)) == len(x),
         f"one or more of {', '.join(LORA_TARGETS)}, each once",
     ),
-    "mesh.data": AT_LEAST_ONE,
-    "mesh.fsdp": AT_LEAST_ONE,
-    "mesh.tensor": AT_LEAST_ONE,
+    "mesh.data": NOT_NEGATIVE,
+    "mesh.fsdp": NOT_NEGATIVE,
+    "mesh.tensor": NOT_NEGATIVE,
     "sampler.lanes": AT_LEAST_ONE,
     "sampler.rows": AT_LEAST_ONE,
     "sampler.decode_block": AT_LEAST_ONE,
@@ -104,6 +107,7 @@ RANGES = {
     "loss.eps_high": NOT_NEGATIVE,
     "loss.eps_elc": FRACTION,
     **{f"optimizer.{name}": check for name, check in _OPTIMIZER.items()},
+    "sft.data": FILE,
     "sft.steps": NOT_NEGATIVE,
     "sft.batch": AT_LEAST_ONE,
     "sft.detours": FRACTION,
@@ -147,6 +151,7 @@ def validate(
     config: Config,
     known: Mapping[str, Collection[str]] | None = None,
     problems: Sequence[str] = (),
+    unread: Collection[str] = (),
 ) -> None:
     """Checks every value.
 
@@ -154,6 +159,7 @@ def validate(
       config: of the right types, as `config.read` makes it.
       known: further names by key, of tables that this module doesn't import: 'algorithm', ....
       problems: lines on keys that are wrong in other ways, to be told together.
+      unread: keys that the program doesn't read, and whose values aren't judged.
 
     Raises:
       UsageError: with one line for each problem.
@@ -163,7 +169,9 @@ def validate(
         *(
             f"{key}: expected {check.expected}, got {get(config, key)!r}"
             for key, check in RANGES.items()
-            if get(config, key) is not None and not check.holds(get(config, key))
+            if key not in unread
+            and get(config, key) is not None
+            and not check.holds(get(config, key))
         ),
     ]
     if config.policy.checkpoint:
@@ -179,40 +187,48 @@ def validate(
             problems.append(unknown_name(key, value, names))
     # Relations between values that are wrong by themselves would only repeat the complaint.
     wrong = {problem.partition(":")[0] for problem in problems}
+    problems += [line for line in _unread(config) if line.partition(":")[0] not in wrong]
     problems += _broken_relations(config, wrong)
-    if wrong.isdisjoint(_MESH):
+    sizes = [get(config, key) for key in _MESH]
+    if sizes.count(0) > 1:
+        problems.append("mesh: expected at most one axis of 0, the devices that the others leave")
+    elif wrong.isdisjoint(_MESH) and 0 not in sizes:  # else when the devices are known
         problems += _indivisible(config, wrong)
     if problems:
         order = {key: i for i, key in enumerate(field_types())}
         raise UsageError(sorted(problems, key=lambda line: order.get(line.partition(":")[0], -1)))
 
 
-def validate_architecture(config: Config, architecture: Architecture) -> None:
-    """Checks the sizes that a checkpoint or the tokenizer decide, not the config.
+def validate_mesh(config: Config, architecture: Architecture) -> None:
+    """Checks what can only be judged once devices, checkpoint and tokenizer are known.
+
+    Args:
+      config: with the mesh's sizes filled in.
+      architecture: of the policy.
 
     Raises:
-      UsageError: they can't be spread over the mesh.
+      UsageError: sizes can't be spread over the mesh.
     """
-    sizes = {
-        "mesh.fsdp": (architecture.d_model,),
-        "mesh.tensor": (
-            architecture.num_heads,
-            architecture.num_kv_heads,
-            architecture.mlp_dim,
-            architecture.vocab_size,
-        ),
-    }
-    names = {
-        "mesh.fsdp": "the width={}",
-        "mesh.tensor": "the heads={}, kv heads={}, MLP width={} and vocabulary={}",
-    }
-    problems = [
-        _no_divisor(axis, get(config, axis), names[axis].format(*counts), *counts)
-        for axis, counts in sizes.items()
-        if any(count % get(config, axis) for count in counts)
-    ]
+    problems = list(_indivisible(config, set()))
+    a, mesh = architecture, config.mesh
+    if not problems and a.d_model % mesh.fsdp:
+        problems.append(
+            _no_divisor("mesh.fsdp", mesh.fsdp, f"the policy's width={a.d_model}", a.d_model)
+        )
+    sizes = (a.num_heads, a.num_kv_heads, a.mlp_dim, a.vocab_size)
+    if not problems and any(size % mesh.tensor for size in sizes):
+        named = "the policy's heads={}, kv heads={}, MLP width={} and vocabulary={}".format(*sizes)
+        problems.append(_no_divisor("mesh.tensor", mesh.tensor, named, *sizes))
     if problems:
         raise UsageError(problems)
+
+
+def _unread(config: Config) -> Iterator[str]:
+    """A line for each setting beside `sft.data` that would do nothing."""
+    if config.sft.data and not config.sft.steps:
+        yield f"sft.data: expected empty with sft.steps=0, got {config.sft.data!r}"
+    if config.sft.data and config.sft.detours:
+        yield f"sft.detours: expected 0 beside sft.data, got {config.sft.detours!r}"
 
 
 def _broken_relations(config: Config, wrong: Set[str]) -> Iterator[str]:
@@ -249,7 +265,7 @@ def _indivisible(config: Config, wrong: Set[str]) -> Iterator[str]:
                 f"{key}: expected a multiple of mesh.data * mesh.fsdp = {devices}, got {value}; "
                 f"{' or '.join(near)} would do"
             )
-    if config.policy.checkpoint:  # its sizes come later, see `validate_architecture`
+    if config.policy.checkpoint:  # its sizes come later, see `validate_mesh`
         return
     for axis, count, keys in (
         ("mesh.fsdp", mesh.fsdp, _OVER_FSDP),

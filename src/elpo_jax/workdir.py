@@ -74,6 +74,11 @@ class WorkDir:
         return self.path / "cold_start"
 
     @property
+    def export(self) -> Path:
+        """The policy as a Hugging Face folder, where `train.export` asks for it."""
+        return self.path / "export"
+
+    @property
     def faults(self) -> Path:
         """Dumps of updates that failed, and broken checkpoints."""
         return self.path / "faults"

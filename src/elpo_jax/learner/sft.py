@@ -87,6 +87,10 @@ class SupervisedLearner:
             batch_sharding,
         )
 
+    def shapes(self) -> TrainState:
+        """What a state is restored to: `jax.ShapeDtypeStruct`s, with their shardings."""
+        return self.programs.shapes()
+
     def init(self, params: Params) -> TrainState:
         """A state with these parameters, which are donated."""
         return self.programs.init(params)

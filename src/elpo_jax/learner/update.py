@@ -18,7 +18,7 @@ from elpo_jax.learner.logprobs import token_log_probs, token_log_probs_and_entro
 from elpo_jax.learner.loss import Statistics
 from elpo_jax.learner.optimizer import Optimizer
 from elpo_jax.learner.partition import merge, split
-from elpo_jax.policy.sharding import param_shapes
+from elpo_jax.policy.sharding import param_shapes, with_shardings
 
 Params = Any  # a nested dict of arrays
 Shardings = Any  # a NamedSharding for each parameter, in the same nest
@@ -57,17 +57,21 @@ class Applied(NamedTuple):
 class UpdatePrograms(NamedTuple):
     """Jitted programs of one loss and one optimiser.
 
+    shapes: () -> state; of `jax.ShapeDtypeStruct`, as `init` would lay it out.
     init: (params) -> state; with a new optimiser state. The parameters are donated.
     zeros: (params) -> accumulator.
     accumulate: (params, accumulator, micro_batch, temperature, bounds)
       -> (accumulator, statistics).
     apply: (state, accumulator) -> (state, applied).
+    accumulator_shardings: where the accumulator lives; None: as it comes.
     """
 
+    shapes: Callable[[], TrainState]
     init: Callable[[Params], TrainState]
     zeros: Callable[[Params], Accumulator]
     accumulate: Callable[..., tuple[Accumulator, Statistics]]
     apply: Callable[[TrainState, Accumulator], tuple[TrainState, Applied]]
+    accumulator_shardings: Accumulator | None
 
 
 def make_log_probs(
@@ -156,7 +160,12 @@ def make_update(
         opt_state = optimizer.transform.init(weights)
         return TrainState(params, opt_state, jnp.zeros((), jnp.int32), masters)
 
+    def shapes() -> TrainState:
+        state = jax.eval_shape(init, param_shapes(model))
+        return state if state_shardings is None else with_shardings(state, state_shardings)
+
     return UpdatePrograms(
+        shapes=shapes,
         init=jax.jit(init, donate_argnames="params", out_shardings=state_shardings),
         zeros=jax.jit(zeros, out_shardings=accumulator_shardings),
         accumulate=jax.jit(
@@ -166,6 +175,7 @@ def make_update(
             out_shardings=(accumulator_shardings, replicated),
         ),
         apply=jax.jit(apply, donate_argnames="state", out_shardings=(state_shardings, replicated)),
+        accumulator_shardings=accumulator_shardings,
     )
 
 

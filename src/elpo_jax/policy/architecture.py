@@ -100,8 +100,8 @@ class Compute:
 def compute_of(policy: PolicyConfig) -> Compute:
     """How the config wants its policy computed."""
     lora = None
-    if policy.lora_rank:
-        lora = Lora(policy.lora_rank, policy.lora_alpha, policy.lora_targets)
+    if policy.lora.rank:
+        lora = Lora(policy.lora.rank, policy.lora.alpha, policy.lora.targets)
     return Compute(
         policy.dtype,
         policy.param_dtype,

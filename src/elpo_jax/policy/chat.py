@@ -5,24 +5,20 @@ a tool result; after that the ids of a tool result are those of its text between
 The newline that templates put after the end-of-turn token belongs to the first of them.
 """
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from elpo_jax.policy.chat_layout import AS_RENDERED, AS_SAMPLED, derive_layout, with_thinking
+from elpo_jax.policy.conversation import check_holes, checked_messages, masked, segments
+from elpo_jax.policy.template import Template, split_holes
 from elpo_jax.policy.tokenizer import Tokenizer
 from elpo_jax.tasks.base import Message
+from elpo_jax.tools.call_forms import CallForm
 
 EMBEDDED_TEMPLATE = Path(__file__).parent / "embedded" / "chat_template.jinja"
-
-# Stands for text that must not become control tokens while the template is rendered. Private-use
-# characters, so no template looks into it.
-_HOLE = "\ue000{}\ue001"
-_HOLES = re.compile("\ue000(\\d+)\ue001")
-_UNTRUSTED = ("user", "tool")
 
 
 class Chat:
@@ -31,6 +27,8 @@ class Chat:
     Attributes:
       tokenizer: the tokenizer.
       end_of_turn: the id that ends an assistant turn.
+      call_form: how the template writes tool calls.
+      around_tool: the texts before and after a tool result, see `tool_result_ids`.
     """
 
     def __init__(
@@ -38,25 +36,40 @@ class Chat:
         tokenizer: Tokenizer,
         template: str,
         tools: Sequence[Mapping[str, Any]] = (),
-        end_of_turn: str = "<|im_end|>",
+        *,
+        variables: Mapping[str, Any] | None = None,
+        thinking: bool | None = None,
+        earlier_turns: str = AS_RENDERED,
     ):
-        """Derives the ids around a tool result and checks the template with a probe conversation.
+        """Finds out what the template does, and checks it, with probe conversations.
 
         Args:
           tokenizer: the tokenizer.
           template: a Jinja chat template, as checkpoints on the Hugging Face hub carry it.
           tools: function schemas for the system turn.
-          end_of_turn: the piece that ends an assistant turn.
+          variables: what else the template reads: special tokens by name.
+          thinking: the template's `enable_thinking`; None: the template decides.
+          earlier_turns: 'as_rendered': a template that rewrites earlier turns is refused;
+            'as_sampled': it isn't, and turns stay as they were sampled.
 
         Raises:
-          ValueError: when the template rewrites earlier turns, or the end-of-turn piece is not one
-            token or does not end the template's assistant turns.
+          ValueError: when the template can't be used (see `derive_layout`) or doesn't read
+            `thinking`.
         """
+        if earlier_turns not in (AS_RENDERED, AS_SAMPLED):
+            raise ValueError(
+                f"earlier_turns: expected {AS_RENDERED!r} or {AS_SAMPLED!r}, got {earlier_turns!r}"
+            )
         self.tokenizer = tokenizer
-        self.end_of_turn = tokenizer.id_of(end_of_turn)
-        self._template = template
         self._tools = tuple(tools)
-        self._around_tool = self._derive_around_tool(end_of_turn)
+        self._earlier_turns = earlier_turns
+        self._template = with_thinking(Template(template, dict(variables or {})), tools, thinking)
+        self._layout = derive_layout(self._template, self._tools, tokenizer, earlier_turns)
+        self.end_of_turn = self._layout.end_of_turn
+        self.call_form: CallForm = self._layout.call_form
+        self.around_tool = self._layout.around_tool
+        head, tail = self.around_tool
+        self._around_tool_ids = self._trusted(head), self._trusted(tail)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to and with the header of the next assistant turn.
@@ -69,45 +82,32 @@ class Chat:
         Raises:
           ValueError: when the template does not render every message exactly once.
         """
-        contents = [m["content"] if m["role"] in _UNTRUSTED else None for m in messages]
-        masked = [
-            m if content is None else {**m, "content": _HOLE.format(i)}
-            for i, (m, content) in enumerate(zip(messages, contents, strict=True))
-        ]
-        # Odd parts are the numbers of the holes.
-        parts = _HOLES.split(self._render(masked))
-        expected = [str(i) for i, content in enumerate(contents) if content is not None]
-        if parts[1::2] != expected:
-            raise ValueError(
-                f"chat template: expected messages {expected} rendered once, in order, got "
-                f"{parts[1::2]}"
-            )
-        ids = self.tokenizer.encode(parts[0], allow_special=True)
-        for index, text in zip(parts[1::2], parts[2::2], strict=True):
-            ids += self.tokenizer.encode(messages[int(index)]["content"])
-            ids += self.tokenizer.encode(text, allow_special=True)
-        return ids
+        rendered = self._template.render(masked(messages), self._tools)
+        check_holes(split_holes(rendered)[1], messages)
+        return self._told(rendered, messages)
 
     def tool_result_ids(self, text: str) -> list[int]:
-        """Ids from the end-of-turn token of a call to the first token of the next assistant turn.
+        """Ids from behind the end-of-turn token of a call to the first of the next assistant turn.
 
         Control strings in `text` stay text.
         """
-        head, tail = self._around_tool
-        return [*head, *self.tokenizer.encode(text), *tail]
+        head, tail = self._around_tool_ids
+        return [*head, *self._content({"role": "tool", "content": text}), *tail]
 
     def demonstration(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """A whole conversation, put together as an episode is.
 
         Args:
-          messages: the prompt's messages, then assistant, tool, assistant, ..., assistant.
+          messages: the prompt's messages, then assistant, tool, assistant, ..., assistant. A turn
+            is its content, taken as sampled, or the one call in its `tool_calls`.
 
         Returns:
           ids: int32 [T].
           is_policy: bool [T], true for assistant text and its end-of-turn tokens.
 
         Raises:
-          ValueError: when assistant and tool messages do not alternate to a last assistant one.
+          ValueError: when assistant and tool messages do not alternate to a last assistant one, or
+            a turn has a content beside its call, or several calls.
         """
         roles = [m["role"] for m in messages]
         start = roles.index("assistant") if "assistant" in roles else len(roles)
@@ -118,77 +118,85 @@ class Chat:
             )
         if turns[1::2] != ["tool"] * len(turns[1::2]):
             raise ValueError(f"demonstration: expected tool results between turns, got {roles}")
-        ids = self.prompt_ids(messages[:start])
-        is_policy = [False] * len(ids)
+        runs = [(self.prompt_ids(messages[:start]), False)]
         for message in messages[start:]:
-            by_policy = message["role"] == "assistant"
-            added = (
-                [*self.tokenizer.encode(message["content"], allow_special=True), self.end_of_turn]
-                if by_policy
-                else self.tool_result_ids(message["content"])
-            )
-            ids += added
-            is_policy += [by_policy] * len(added)
-        return np.array(ids, np.int32), np.array(is_policy)
+            if message["role"] == "assistant":
+                text = self._turn_text(message)
+                runs.append(([*self._trusted(text), self.end_of_turn], True))
+            else:
+                runs.append((self.tool_result_ids(message["content"]), False))
+        return _joined(runs)
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        return render(self._template, messages, self._tools)
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A whole conversation from elsewhere, as the template renders it.
 
-    def _derive_around_tool(self, end_of_turn: str) -> tuple[list[int], list[int]]:
-        """Head and tail ids around a tool result, from a conversation with two calls."""
-        probe: list[Message] = [
-            {"role": "system", "content": "s"},
-            {"role": "user", "content": "q"},
-            {"role": "assistant", "content": "a"},
-            {"role": "tool", "content": _HOLE.format(0)},
-            {"role": "assistant", "content": "b"},
-            {"role": "tool", "content": "r"},
-        ]
-        prompt, once, twice = (self._render(probe[:n]) for n in (2, 4, 6))
-        head, hole, tail = once.removeprefix(f"{prompt}a{end_of_turn}").partition(_HOLE.format(0))
-        if not once.startswith(f"{prompt}a{end_of_turn}") or not hole:
+        Several user turns and neighbouring tool messages are allowed. Control strings in the
+        content of user and tool messages stay text; system and assistant messages are trusted.
+
+        Args:
+          messages: of roles 'system', 'user', 'assistant' and 'tool', the last an assistant's;
+            {'role', 'content'}, and in assistant ones 'tool_calls' in OpenAI's form (arguments an
+            object, or JSON text of one) and 'reasoning_content'. Keys that are None count as left
+            out.
+          tools: function schemas of this conversation, bare or in OpenAI's form.
+
+        Returns:
+          ids: int32 [T], up to the last end-of-turn token.
+          is_policy: bool [T], true for assistant text, calls and end-of-turn tokens.
+
+        Raises:
+          ValueError: for messages of another shape; the template leaves out a part of one; it
+            rewrites earlier turns (with earlier_turns='as_sampled' each turn is taken as rendered
+            when it was the newest); a turn holds its end-of-turn token.
+        """
+        checked = checked_messages(messages)
+        runs = []
+        for text, is_policy in segments(
+            self._template, self._layout, checked, tools, self._earlier_turns
+        ):
+            if not is_policy:
+                runs.append((self._told(text, checked), False))
+                continue
+            ids = self._trusted(text)
+            if self.end_of_turn in ids:
+                raise ValueError(
+                    f"messages: expected no {self._layout.ending!r} inside an assistant turn, got "
+                    f"{text!r:.160}"
+                )
+            runs.append(([*ids, self.end_of_turn], True))
+        return _joined(runs)
+
+    def _trusted(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, allow_special=True)
+
+    def _content(self, message: Message) -> list[int]:
+        form = self._layout.contents[message["role"]]
+        return self.tokenizer.encode(form.apply(message["content"]))
+
+    def _told(self, rendered: str, messages: Sequence[Message]) -> list[int]:
+        """Ids of a rendering with holes; each part on its own."""
+        around, numbers = split_holes(rendered)
+        ids = self._trusted(around[0])
+        for number, text in zip(numbers, around[1:], strict=True):
+            ids += self._content(messages[number])
+            ids += self._trusted(text)
+        return ids
+
+    def _turn_text(self, message: Message) -> str:
+        calls = message.get("tool_calls")
+        if not calls:
+            return str(message["content"])
+        if len(calls) != 1 or message["content"]:
             raise ValueError(
-                f"chat template: expected an assistant turn and a tool result to extend the prompt "
-                f"{prompt!r}, the turn ending with {end_of_turn!r}, got {once!r}"
+                f"demonstration: expected one call and no content beside it, got {message}"
             )
-        if twice != f"{once}b{end_of_turn}{head}r{tail}":
-            raise ValueError(
-                f"chat template: rewrites earlier turns, expected {once!r} to be kept when a call "
-                f"is added, got {twice!r}"
-            )
-        encode = self.tokenizer.encode
-        return encode(head, allow_special=True), encode(tail, allow_special=True)
+        function = calls[0]["function"]
+        return self.call_form.write(function["name"], function["arguments"])
 
 
-def render(
-    template: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """The template's text for a conversation, with the header of the next assistant turn.
-
-    Args:
-      template: a Jinja chat template.
-      messages: {'role', 'content'} each.
-      tools: function schemas.
-    """
-    rendered, _ = _renderer()(
-        [[dict(message) for message in messages]],
-        tools=[dict(tool) for tool in tools] or None,
-        chat_template=template,
-        add_generation_prompt=True,
-    )
-    return str(rendered[0])
-
-
-def _renderer() -> Any:
-    """Hugging Face's own renderer, imported at first use (it takes seconds).
-
-    Without PyTorch the import logs advice at warning level; logging is off meanwhile, because no
-    logger of the library can be configured before it is imported.
-    """
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        from transformers.utils.chat_template_utils import render_jinja_template
-    finally:
-        logging.disable(previous)
-    return render_jinja_template
+def _joined(runs: Sequence[tuple[list[int], bool]]) -> tuple[np.ndarray, np.ndarray]:
+    ids = [token for run, _ in runs for token in run]
+    is_policy = [by_policy for run, by_policy in runs for _ in run]
+    return np.array(ids, np.int32), np.array(is_policy, bool)

@@ -190,8 +190,20 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, window: jax.Array | None
     ) -> tuple[jax.Array, None]:
+        x = constrain(self._kept(x), self.mesh, "batch", "time", None)
         q, k, v = self.qkv(x, positions)
-        return self.finish(x, attend(q, k, v, self.compute.attention_block, window)), None
+        x = self.finish(x, attend(q, k, v, self.compute.attention_block, window))
+        return self._kept(x), None
+
+    def _kept(self, x: jax.Array) -> jax.Array:
+        """What the backward pass keeps of a layer, spread over tensor as well, by time.
+
+        Long rows would fill every device of that axis otherwise
+        (https://arxiv.org/abs/2205.05198, 4.2.2).
+        """
+        if self.mesh is None or x.shape[1] % self.mesh.shape["tensor"]:
+            return x
+        return constrain(x, self.mesh, "batch", "kept_time", None)
 
 
 class Decoder(nn.Module):

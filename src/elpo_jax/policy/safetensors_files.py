@@ -34,7 +34,12 @@ class Tensor:
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """A copy of a part, one slice of step 1 an axis."""
-        return self._slice[index]
+        parts = []
+        for part, size in zip(index, self.shape, strict=True):
+            start, stop, _ = part.indices(size)  # the library takes no bounds beyond the size
+            # It copies a whole axis at once only where no bounds are named.
+            parts.append(slice(None) if stop - start == size else slice(start, stop))
+        return self._slice[tuple(parts)]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("time", None),
+    ("kept_time", "tensor"),
     ("layers", None),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -40,8 +42,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
       UsageError: when the sizes' product isn't the number of devices.
     """
-    sizes = (config.data, config.fsdp, config.tensor)
     devices = jax.devices() if devices is None else devices
+    config = filled(config, len(devices))
+    sizes = (config.data, config.fsdp, config.tensor)
     if math.prod(sizes) != len(devices):
         data, rest = divmod(len(devices), config.fsdp * config.tensor)
         near = f"{len(devices)} * 1 * 1" if rest else f"{data} * {config.fsdp} * {config.tensor}"
@@ -52,6 +55,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             ]
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def filled(config: MeshConfig, devices: int) -> MeshConfig:
+    """The config with the devices that the other axes leave in place of a 0, at least 1."""
+    given = math.prod(size for size in asdict(config).values() if size)
+    sizes = {axis: size or max(1, devices // given) for axis, size in asdict(config).items()}
+    return MeshConfig(**sizes)
 
 
 def spec(*names: str | None) -> PartitionSpec:
@@ -87,16 +97,23 @@ def gather_fsdp(params: Params, shardings: Params) -> Params:
     return jax.tree.map(gather, params, shardings)
 
 
-def of_each_layer(shardings: Params) -> Params:
-    """Shardings of one layer's parameters, from those of all layers' stacked along axis 0."""
-    return jax.tree.map(
-        lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shardings
-    )
-
-
 def param_shapes(model: nn.Module) -> Params:
     """A `jax.ShapeDtypeStruct` for each parameter."""
     return nn.unbox(_boxed_shapes(model))
+
+
+def placed_shapes(model: nn.Module, mesh: Mesh) -> Params:
+    """As `param_shapes`, with shardings: what a checkpoint is restored to."""
+    return with_shardings(param_shapes(model), param_shardings(model, mesh))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A pytree of `jax.ShapeDtypeStruct` with the shardings of an equal one."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def _boxed_shapes(model: nn.Module) -> Params:

@@ -1,8 +1,9 @@
-"""Text to token ids and back, exactly.
+"""Text to token ids and back.
 
-Token ids are the record of an episode and text is a view of them, so `decode(encode(s)) == s` holds
-for every Unicode text. Text that the project did not write (questions, tool output) is encoded
-without control tokens: `<|im_end|>` in a tool's answer stays eleven characters of text.
+Token ids are the record of an episode and text is a view of them. SentencePiece models have to
+keep it exactly: `decode(encode(s)) == s` for every Unicode text; the tokenizer of a checkpoint
+(`hf_tokenizer`) may normalise it first. Text that the project did not write (questions, tool
+output) is encoded without control tokens: `<|im_end|>` in a tool's answer stays text.
 """
 
 import re
@@ -50,6 +51,17 @@ class Tokenizer(Protocol):
         ...
 
 
+def check_unicode(text: str) -> None:
+    """Raises ValueError for a lone surrogate, which no UTF-8 text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text to encode: expected Unicode without lone surrogates, got "
+            f"{text[error.start]!r} at {error.start}"
+        ) from error
+
+
 class SentencePieceTokenizer:
     """A lossless SentencePiece model: byte fallback, identity normalisation, no dummy prefix."""
 
@@ -88,13 +100,7 @@ class SentencePieceTokenizer:
         Raises:
           ValueError: for a lone surrogate, which no UTF-8 text can hold.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text to encode: expected Unicode without lone surrogates, got "
-                f"{text[error.start]!r} at {error.start}"
-            ) from error
+        check_unicode(text)
         parts = [text] if allow_special else _INSIDE_CONTROL.split(text)
         return [token for part in parts for token in self._encode_part(part)]
 

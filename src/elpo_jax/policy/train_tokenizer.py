@@ -39,7 +39,10 @@ _CHUNK = re.compile(rf"{'|'.join(map(re.escape, CONTROL))}|\s+|\w+|[^\s\w]")
 
 
 class _Recorder:
-    """A tokenizer that only counts the texts it is asked to encode."""
+    """A tokenizer that only counts the texts it is asked to encode.
+
+    All that is one token to it is the end of a turn, which a chat template has to end turns with.
+    """
 
     vocab_size = 0
 
@@ -48,10 +51,10 @@ class _Recorder:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         self.texts[text] += 1
-        return []
+        return [0] if allow_special and text.startswith(_END_OF_TURN) else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        return ""
+        return _END_OF_TURN * len(ids)
 
     def id_of(self, piece: str) -> int:
         return 0
@@ -61,7 +64,8 @@ def collect(suite: Suite, template: str, tasks: int) -> Counter[str]:
     """The texts that are encoded on their own in a suite's training conversations, counted."""
     recorder = _Recorder()
     chat = Chat(recorder, template, [tool.schema for tool in suite.tools])
-    around_tool = recorder.texts.copy()
+    around_tool = Counter(chat.around_tool)
+    recorder.texts = around_tool.copy()  # not the probes that it made besides
     for index in range(tasks):
         task = suite.task(TRAIN, index)
         turns = suite.demonstration(task)

@@ -16,24 +16,15 @@ HEAD: ParamPath = ("head", "kernel")
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A parameter's counterpart.
+class Layout:
+    """How a tensor lies beside ours.
 
     Attributes:
-      name: the tensor's, with '{layer}' where each layer has its own.
       axes: for each axis of the tensor which axes of ours (L not counted) it is made of, the slow
         one first.
     """
 
-    name: str
     axes: tuple[tuple[int, ...], ...]
-
-    @property
-    def is_stacked(self) -> bool:
-        return "{layer}" in self.name
-
-    def of_layer(self, layer: int) -> str:
-        return self.name.format(layer=layer)
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The tensor's, from that of a layer of ours."""
@@ -53,6 +44,26 @@ class Weight:
         return tuple(axis for group in self.axes for axis in group)
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A parameter's counterpart.
+
+    Attributes:
+      name: the tensor's, with '{layer}' where each layer has its own.
+      layout: of the tensor, or of each layer's.
+    """
+
+    name: str
+    layout: Layout
+
+    @property
+    def is_stacked(self) -> bool:
+        return "{layer}" in self.name
+
+    def of_layer(self, layer: int) -> str:
+        return self.name.format(layer=layer)
+
+
 # Of a layer: our name, theirs, and how many of our axes are contracted and how many result.
 _PRODUCTS = {
     "query": ("self_attn.q_proj", 1, 2),
@@ -69,17 +80,17 @@ _NORMS = {
     "query_norm": "self_attn.q_norm",
     "key_norm": "self_attn.k_norm",
 }
-_VECTOR = ((0,),)
+_VECTOR = Layout(((0,),))
 _LAYER = "model.layers.{layer}."
 
 
-def _product(inputs: int, outputs: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(range(inputs, inputs + outputs)), tuple(range(inputs))
+def _product(inputs: int, outputs: int) -> Layout:
+    return Layout((tuple(range(inputs, inputs + outputs)), tuple(range(inputs))))
 
 
 def _weights() -> dict[ParamPath, Weight]:
     table: dict[ParamPath, Weight] = {
-        EMBEDDING: Weight("model.embed_tokens.weight", ((0,), (1,))),
+        EMBEDDING: Weight("model.embed_tokens.weight", Layout(((0,), (1,)))),
         ("final_norm", "scale"): Weight("model.norm.weight", _VECTOR),
         HEAD: Weight("lm_head.weight", _product(1, 1)),
     }
@@ -88,7 +99,8 @@ def _weights() -> dict[ParamPath, Weight]:
     for ours, (name, inputs, outputs) in _PRODUCTS.items():
         kernel = Weight(f"{_LAYER}{name}.weight", _product(inputs, outputs))
         table["layers", ours, "kernel"] = kernel
-        table["layers", ours, "bias"] = Weight(f"{_LAYER}{name}.bias", (tuple(range(outputs)),))
+        bias = Layout((tuple(range(outputs)),))
+        table["layers", ours, "bias"] = Weight(f"{_LAYER}{name}.bias", bias)
     return table
 
 

@@ -5,9 +5,10 @@ more than one tensor of the files, and of that only what its devices need. Layou
 changed on the devices.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,15 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.safetensors_files import Tensor, listed, open_tensors
 from elpo_jax.policy.sharding import fresh_params, param_shapes, param_shardings
-from elpo_jax.policy.weight_names import ADAPTERS, EMBEDDING, HEAD, WEIGHTS, ParamPath, Weight
+from elpo_jax.policy.weight_names import (
+    ADAPTERS,
+    EMBEDDING,
+    HEAD,
+    WEIGHTS,
+    Layout,
+    ParamPath,
+    Weight,
+)
 
 Params = Any
 Shapes = Mapping[ParamPath, jax.ShapeDtypeStruct]
@@ -60,14 +69,18 @@ def load_params(folder: Path, model: Decoder, mesh: Mesh, key: jax.Array | None 
             problems = _problems(tensors, shapes, model)
             if problems:
                 raise UsageError([f"{folder}: {problem}" for problem in problems])
-            for path, shape in shapes.items():
-                if path in WEIGHTS:
-                    params[path] = _load(WEIGHTS[path], tensors, shape, shardings[path])
+            for path in sorted(shapes.keys() & WEIGHTS.keys(), key=_alike(shapes)):
+                params[path] = _load(WEIGHTS[path], tensors, shapes[path], shardings[path])
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError([str(error)]) from None
     return traverse_util.unflatten_dict(params)
+
+
+def _alike(shapes: Shapes) -> Callable[[ParamPath], Any]:
+    """A key to sort paths by: those that share their programs come together."""
+    return lambda path: (WEIGHTS[path].layout.axes, shapes[path].shape, path)
 
 
 def _load(
@@ -77,43 +90,69 @@ def _load(
     sharding: NamedSharding,
 ) -> jax.Array:
     """One parameter; all layers of it where it is stacked."""
+    programs = _programs(weight.layout, shape.shape, str(shape.dtype), sharding, weight.is_stacked)
+    spec = tuple(sharding.spec)
     if not weight.is_stacked:
-        whole = _on_devices(tensors[weight.name], weight, sharding, tuple(sharding.spec))
-
-        def convert(tensor: jax.Array) -> jax.Array:
-            return weight.to_ours(tensor, shape.shape).astype(shape.dtype)
-
-        return jax.block_until_ready(jax.jit(convert, out_shardings=sharding)(whole))
-
-    def fill(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
-        ours = weight.to_ours(tensor, shape.shape[1:]).astype(shape.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0)
-
-    filled = jax.jit(fill, donate_argnums=0, out_shardings=sharding)
-    empty = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)
-    stack = empty()
+        on_devices = _on_devices(tensors[weight.name], weight.layout, sharding, spec)
+        return jax.block_until_ready(programs.convert(on_devices))
+    stack = programs.empty()
     for layer in range(shape.shape[0]):
         tensor = tensors[weight.of_layer(layer)]
-        on_devices = _on_devices(tensor, weight, sharding, tuple(sharding.spec)[1:])
+        on_devices = _on_devices(tensor, weight.layout, sharding, spec[1:])
         # Waited for, or tensors would be read faster than they are put in their place.
-        stack = jax.block_until_ready(filled(stack, on_devices, np.int32(layer)))
+        stack = jax.block_until_ready(programs.fill(stack, on_devices, np.int32(layer)))
     return stack
 
 
+class _Programs(NamedTuple):
+    """What is compiled for parameters that are alike.
+
+    convert: (tensor) -> parameter.
+    empty: () -> parameter, all zeros.
+    fill: (parameter, tensor, layer) -> parameter; with that layer replaced. The first is donated.
+    """
+
+    convert: Callable[[jax.Array], jax.Array]
+    empty: Callable[[], jax.Array]
+    fill: Callable[[jax.Array, jax.Array, np.int32], jax.Array]
+
+
+@lru_cache(maxsize=1)  # each compiled program takes a megabyte or two
+def _programs(
+    layout: Layout, shape: tuple[int, ...], dtype: str, sharding: NamedSharding, is_stacked: bool
+) -> _Programs:
+    of_layer = shape[1:] if is_stacked else shape
+
+    def convert(tensor: jax.Array) -> jax.Array:
+        return layout.to_ours(tensor, of_layer).astype(dtype)
+
+    def empty() -> jax.Array:
+        return jnp.zeros(shape, dtype)
+
+    def fill(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, convert(tensor), layer, 0)
+
+    return _Programs(
+        jax.jit(convert, out_shardings=sharding),
+        jax.jit(empty, out_shardings=sharding),
+        jax.jit(fill, donate_argnums=0, out_shardings=sharding),
+    )
+
+
 def _on_devices(
-    tensor: Tensor, weight: Weight, ours: NamedSharding, spec: Sequence[Any]
+    tensor: Tensor, layout: Layout, ours: NamedSharding, spec: Sequence[Any]
 ) -> jax.Array:
     """A tensor as it is in the file, spread as its parameter will be.
 
     Args:
       tensor: of the file.
-      weight: whose it is.
+      layout: its.
       ours: the parameter's sharding.
       spec: mesh axes of the axes of one layer of it.
     """
     # Of axes of ours that are one in the file, only the slowest is spread: see `sharding.RULES`.
     padded = [*spec, *[None] * len(tensor.shape)]
-    theirs = PartitionSpec(*(padded[group[0]] for group in weight.axes))
+    theirs = PartitionSpec(*(padded[group[0]] for group in layout.axes))
     read: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -172,10 +211,10 @@ def _expected(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
             continue
         weight = WEIGHTS[path]
         if not weight.is_stacked:
-            yield weight.name, weight.their_shape(shape.shape)
+            yield weight.name, weight.layout.their_shape(shape.shape)
             continue
         for layer in range(shape.shape[0]):
-            yield weight.of_layer(layer), weight.their_shape(shape.shape[1:])
+            yield weight.of_layer(layer), weight.layout.their_shape(shape.shape[1:])
 
 
 def _untied(head: Tensor, embedding: Tensor) -> list[str]:

@@ -119,7 +119,7 @@ class Environment:
         self._chat = chat
         self._limits = limits
         self._reward = reward
-        self._parser = CallParser(suite.tools)
+        self._parser = CallParser(suite.tools, chat.call_form)
 
     def prompt_ids(self, task: Task) -> np.ndarray:
         """int32 [P]: the suite's system prompt, the question and the first turn's header."""

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from elpo_jax.tools.base import Tool
 
-Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant' | 'tool', 'content': text}
+# {'role': 'system' | 'user' | 'assistant' | 'tool', 'content': text}, and where an assistant calls
+# 'tool_calls': [{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}].
+Message = Mapping[str, Any]
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -39,6 +41,13 @@ class Verdict:
     extracted: str | None
 
 
+def call_message(name: str, arguments: Mapping[str, Any]) -> Message:
+    """An assistant turn that is one tool call."""
+    function = {"name": name, "arguments": dict(arguments)}
+    calls = [{"type": "function", "function": function}]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
 class Suite(Protocol):
     """A family of tasks. `task` is a pure function, so data order needs no state but an index."""
 
@@ -60,7 +69,8 @@ class Suite(Protocol):
         ...
 
     def demonstration(self, task: Task, detours: float = 0.0) -> list[Message]:
-        """The solver's turns after the question: assistant (with its call), tool, ....
+        """The solver's turns after the question: assistant (with one call in `tool_calls`), tool,
+        ..., assistant with the answer.
 
         `detours` is the share of its calls that a needless one comes before, where the suite has
         such calls; the answer stays right. Only for a task with a solver.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elpo_jax.errors import RunFault
-from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict
+from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict, call_message
 from elpo_jax.tools.base import Tool, ToolFailure, ToolTimeout, guarded_call
 
 HELD_OUT_PERCENT = 25
@@ -156,8 +156,7 @@ class ProblemSuite(abc.ABC):
             except StopIteration as stop:
                 messages.append({"role": "assistant", "content": f"\\boxed{{{stop.value}}}"})
                 return messages
-            text = json.dumps({"name": call.name, "arguments": call.arguments})
-            messages.append({"role": "assistant", "content": f"<tool_call>\n{text}\n</tool_call>"})
+            messages.append(call_message(call.name, call.arguments))
             try:
                 with _time_limit(MAX_CALL_SECONDS):
                     _, observation = guarded_call(self._tools[call.name], {}, call.arguments)
