@@ -84,7 +84,7 @@ def by_their_names(params: Params) -> dict[str, np.ndarray]:
     for path, x in traverse_util.flatten_dict(jax.device_get(params)).items():
         weight = WEIGHTS[path]
         for layer, of_layer in enumerate(x if weight.is_stacked else [x]):
-            tensors[weight.of_layer(layer)] = weight.to_theirs(of_layer)
+            tensors[weight.of_layer(layer)] = weight.layout.to_theirs(of_layer)
     return tensors
 
 

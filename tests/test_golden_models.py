@@ -6,15 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
-from safetensors.numpy import save_file
+from checkpoints import shapes_of, write
 
 from elpo_jax.config import MeshConfig
 from elpo_jax.policy.architecture import Compute
 from elpo_jax.policy.families import architecture_of
 from elpo_jax.policy.model import Decoder
-from elpo_jax.policy.sharding import make_mesh, param_shapes
-from elpo_jax.policy.weight_names import WEIGHTS
+from elpo_jax.policy.sharding import make_mesh
 from elpo_jax.policy.weights import load_params
 from parity.random_numbers import random_tensors
 
@@ -22,24 +20,14 @@ GOLDEN = Path(__file__).parent / "golden" / "families.json"
 ENTRIES = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
-def tensor_shapes(model):
-    """Of a checkpoint for the model, by the tensors' names."""
-    shapes = {}
-    for path, x in traverse_util.flatten_dict(param_shapes(model)).items():
-        weight = WEIGHTS[path]
-        shape = x.shape[1:] if weight.is_stacked else x.shape
-        for layer in range(x.shape[0] if weight.is_stacked else 1):
-            shapes[weight.of_layer(layer)] = weight.their_shape(shape)
-    return shapes
-
-
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
 def test_logits_and_greedy_tokens_are_those_of_torch(entry, tmp_path):
     mesh = make_mesh(MeshConfig())
     architecture = architecture_of(entry["config"], entry["usable_vocab"])
     model = Decoder(architecture, Compute(), mesh)
-    save_file(random_tensors(tensor_shapes(model)), tmp_path / "model.safetensors")
-    params = load_params(tmp_path, model, mesh)
+    heads = {"head_dim": architecture.head_dim, "num_key_value_heads": architecture.num_kv_heads}
+    tensors = random_tensors(shapes_of({**entry["config"], **heads}))
+    params = load_params(write(tmp_path, entry["config"], tensors), model, mesh)
 
     prompts = [len(row) for row in entry["rows"]]
     tokens = np.zeros((len(prompts), 64), np.int32)
