@@ -5,8 +5,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from parity.cases import Case
-from parity.random_numbers import random_rows
 
 from elpo_jax.config import MeshConfig
 from elpo_jax.policy.architecture import LORA_TARGETS, Architecture, Compute, Lora
@@ -16,6 +14,8 @@ from elpo_jax.policy.rope import Rope
 from elpo_jax.policy.sharding import init_params, make_mesh
 from elpo_jax.policy.weights import load_params
 from parity import jax_side, torch_side
+from parity.cases import Case
+from parity.random_numbers import random_rows
 
 NEW = 12
 LORA = Lora(3, 6.0, tuple(LORA_TARGETS))
