@@ -124,16 +124,19 @@ def test_a_policy_from_scratch_describes_itself(tmp_path):
 def test_what_lies_beside_the_weights_is_carried_over(tmp_path):
     source = tmp_path / "source"
     checkpoints.make(source)
-    carried = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json")
+    more = "additional_chat_templates/tool_use.jinja"
+    carried = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json", more)
+    (source / more).parent.mkdir()
     for name in (*carried, "generation_config.json", "pytorch_model.bin", "optimizer.pt"):
         (source / name).write_bytes(name.encode())
     model, params = loaded(source)
     save_checkpoint(tmp_path / "target", params, model, source)
-    names = {path.name for path in (tmp_path / "target").iterdir()}
+    target = tmp_path / "target"
+    names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert names == {"config.json", "model.safetensors", "generation_config.json", *carried}
     for name in carried:
         assert (tmp_path / "target" / name).read_bytes() == name.encode()
-    # Another tokenizer takes the place of all of the source's.
+    # Another tokenizer takes the place of the source's; the template stays.
     save_checkpoint(tmp_path / "other", params, model, source, EMBEDDED_TOKENIZER)
     names = {path.name for path in (tmp_path / "other").iterdir()}
     assert names == {
@@ -143,6 +146,12 @@ def test_what_lies_beside_the_weights_is_carried_over(tmp_path):
         "tokenizer.model",
         "chat_template.jinja",
     }
+    template = tmp_path / "other/chat_template.jinja"
+    assert template.read_text() == "chat_template.jinja"
+    (source / "chat_template.jinja").unlink()
+    save_checkpoint(tmp_path / "without", params, model, source, EMBEDDED_TOKENIZER)
+    template = tmp_path / "without/chat_template.jinja"
+    assert template.read_bytes() == EMBEDDED_TEMPLATE.read_bytes()
 
 
 def with_adapters(params, dtype=np.float32):

@@ -12,6 +12,7 @@ TEMPLATE = "chat_template.jinja"
 SENTENCE_PIECE = "tokenizer.model"
 TOKENIZER = (
     "added_tokens.json",
+    "additional_chat_templates/*.jinja",
     "chat_template.json",
     TEMPLATE,
     "merges.txt",
@@ -26,11 +27,13 @@ TOKENIZER = (
 _ROWS = 8
 
 
-def carry_over(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copies those of the files that there are."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def carry_over(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:
+    """Copies the files of these patterns, those that there are."""
+    for pattern in patterns:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def fingerprint(folder: Path) -> str:
@@ -45,10 +48,10 @@ def fingerprint(folder: Path) -> str:
       ValueError: the weights can't be read.
     """
     digest = hashlib.sha256()
-    for name in (CONFIG, *TOKENIZER):
-        if (folder / name).is_file():
-            content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            digest.update(f"{name} {content}\n".encode())
+    for pattern in (CONFIG, *TOKENIZER):
+        for path in sorted(folder.glob(pattern)):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder)} {content}\n".encode())
     with open_tensors(folder) as tensors:
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())

@@ -86,7 +86,7 @@ def save_checkpoint(
       source: the checkpoint that they come from, whose config.json, generation_config.json,
         tokenizer and chat template are carried over.
       tokenizer: a SentencePiece file instead of the source's tokenizer; the chat template is the
-        embedded one then.
+        source's chat_template.jinja then, or the embedded one where there is none.
       shard_bytes: where the tensors have more, they are written to several files of at most this.
 
     Raises:
@@ -110,6 +110,8 @@ def save_checkpoint(
         if tokenizer is not None:
             shutil.copyfile(tokenizer, temporary / SENTENCE_PIECE)
             shutil.copyfile(EMBEDDED_TEMPLATE, temporary / TEMPLATE)
+            if source is not None:  # as `chat_files` takes it
+                carry_over(source, temporary, (TEMPLATE,))
         elif source is not None:
             carry_over(source, temporary, TOKENIZER)
         _write_sharded(temporary, _merged(params, model.compute.lora), shard_bytes)
@@ -264,7 +266,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for path in [*temporary.iterdir(), temporary]:
+        for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.rename(temporary, folder)
         _sync(folder.parent)
