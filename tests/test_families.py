@@ -396,3 +396,18 @@ def test_files_that_are_no_config_are_named(tmp_path):
         read_config(tmp_path)
     path.write_text('{"model_type": "qwen3"}', encoding="utf-8")
     assert read_config(tmp_path) == {"model_type": "qwen3"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rope_scaling": "linear"}, "rope_scaling: expected an object, got 'linear'"),
+        ({"rope_parameters": ["yarn"]}, r"rope_parameters: expected an object, got \['yarn'\]"),
+        ({"rope_parameters": {"rope_type": ["x"]}}, r"rope_parameters\.rope_type: expected one of"),
+    ],
+)
+def test_positions_of_a_wrong_type_are_one_line(given, said):
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    with pytest.raises(ValueError, match=said):
+        architecture_of({"model_type": "llama"} | sizes | counts | given)

@@ -296,6 +296,9 @@ def _head_dim(config: Json, heads: int) -> int:
 def _rope(config: Json) -> Rope:
     """From 'rope_parameters', or older files' 'rope_scaling' and 'rope_theta'."""
     new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{name}: expected an object, got {value!r}")
     if new and old and new != old:
         raise ValueError("expected rope_parameters or rope_scaling, got both with other contents")
     given = {key: value for key, value in (new or old or {}).items() if value is not None}
@@ -303,7 +306,7 @@ def _rope(config: Json) -> Rope:
     old_name = given.pop("type", "default")
     kind = given.pop("rope_type", old_name)
     if kind not in KINDS:
-        raise ValueError(unknown_name("rope_parameters.rope_type", kind, KINDS))
+        raise ValueError(unknown_name("rope_parameters.rope_type", str(kind), KINDS))
     if given.get("partial_rotary_factor") == 1.0:
         del given["partial_rotary_factor"]
     known = {*_ROPE_NUMBERS[kind], *_ROPE_OPTIONS[kind]}
