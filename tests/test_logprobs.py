@@ -125,3 +125,26 @@ def test_bad_chunk_is_refused(inputs):
     hidden, head, tokens = inputs
     with pytest.raises(ValueError, match="chunk: expected at least one time step, got 0"):
         token_log_probs(lambda h: h @ head, hidden, tokens, 1.0, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0, 2.0])
+def test_ids_that_only_fill_the_vocabulary_count_for_nothing_at_any_temperature(
+    inputs, temperature
+):
+    hidden, head, tokens = inputs
+
+    def filled(h):
+        fillers = jnp.full((*h.shape[:-1], 3), jnp.finfo(jnp.float32).min)
+        return jnp.concatenate([h @ head, fillers], axis=-1)
+
+    found = token_log_probs_and_entropies(filled, hidden, tokens, temperature, 4)
+    for ours, expected in zip(found, _plain(hidden, head, tokens, temperature), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_logits_that_are_not_numbers_stay_visible(inputs):
+    hidden, head, tokens = inputs
+    broken = head.copy()
+    broken[0, 0] = np.nan
+    for found in token_log_probs_and_entropies(lambda h: h @ broken, hidden, tokens, 1.0, 4):
+        assert np.isnan(found[:, 1:]).all()

@@ -58,7 +58,9 @@ def token_log_probs_and_entropies(
     def of_chunk(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         shifted, log_normalizer = _normalized(logits_fn(hidden) / temperature)
         log_probs = shifted - log_normalizer[..., None]
-        entropies = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        probs = jnp.exp(log_probs)
+        # Below temperature 1 the ids that only fill a vocabulary have -inf. NaN stays NaN.
+        entropies = -jnp.sum(jnp.where(probs == 0, 0.0, probs * log_probs), axis=-1)
         return _picked(shifted, log_normalizer, targets), entropies
 
     return _by_chunks(of_chunk, hidden, tokens, chunk)
