@@ -23,7 +23,8 @@ What it costs and comes to isn't known: no such run has been made. It differs fr
 tool, a calculator, and in that only questions whose answer is a number are used. Prompt and
 response share the 23,040 tokens that the paper deals out as 2,560 and 20,480.
 
-The meshes are for 16 TPU v5e (4B) and 8 TPU v5p (7B). Elsewhere `--config.mesh.fsdp=F
+The meshes are for 16 TPU v5e (4B) and 8 TPU v5p (7B): 4 hosts and 2, where training runs on one so
+far. Elsewhere `--config.mesh.fsdp=F
 --config.mesh.tensor=T`, where F * T is the number of devices: T divides 8 kv heads (4B) or 4 (7B),
 F divides train.micro_batch_rows, sampler.lanes, sampler.rows and sampler.prefill_rows; 8 devices:
 2 and 4. `--config.sft.data= --config.data.train= --config.data.eval=` generates the problems

@@ -13,8 +13,8 @@ at the same budget.
 asks them of a checkpoint of Qwen3-4B-Instruct-2507, with the paper's settings: 469 updates on the
 suite's demonstrations (`--config.sft.data=FILE`: on a file's conversations instead;
 `--config.sft.steps=0`: none), then 234 steps of ELPO on 128 questions. What it costs and comes to
-isn't known: no such run has been made. The mesh is for 16 TPU v5e; for others see
-`experiments/math.py`.
+isn't known: no such run has been made. The mesh is for 16 TPU v5e, which are 4 hosts, and training
+runs on one so far; for others see `experiments/math.py`.
 """
 
 from ml_collections import ConfigDict

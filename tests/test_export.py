@@ -330,6 +330,48 @@ def converted(workdir, output, *more):
     return tensors_in(output)
 
 
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.model"])
+def test_a_run_does_not_go_on_beside_another_checkpoint(trained, tmp_path, name):
+    """Its config.json, template and tokenizer decide what the saved parameters mean."""
+    workdir, source = trained
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    newest = max((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)  # so that there is a step to make
+    config = from_dict(json.loads((copy / "config.json").read_text()))
+    components = build(config)
+    file = source / name
+    kept = file.read_bytes() if file.exists() else None  # a file that comes to it counts too
+    file.write_bytes((kept or b"") + b" ")
+    try:
+        with (
+            pytest.raises(UsageError, match=rf"policy: .*{name} is not what the run in"),
+            Display(Console(file=io.StringIO())) as display,
+        ):
+            train(components, WorkDir(copy), display, Interrupts())
+    finally:
+        if kept is None:
+            file.unlink()
+        else:
+            file.write_bytes(kept)
+    assert [int(path.name) for path in (copy / "checkpoints").iterdir()] == [0]
+
+
+def test_a_folder_in_which_nothing_was_saved_takes_other_settings(trained, tmp_path):
+    """A run that can't begin, here for want of weights, mustn't claim its folder for good."""
+    _, source = trained
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    (broken / "model.safetensors").unlink()
+    cache = {"sft.cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UsageError, match="safetensors"):
+        run(config_of(broken, **cache), tmp_path / "run")
+    with pytest.raises(UsageError, match="safetensors"):
+        run(config_of(broken, **cache, **{"optimizer.learning_rate": 1e-5}), tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["optimizer"]["learning_rate"] == 1e-5
+
+
 def test_a_run_from_a_checkpoint_leaves_one(trained, tmp_path):
     workdir, source = trained
     assert {path.name for path in (workdir / "export").iterdir()} == {

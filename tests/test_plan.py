@@ -85,7 +85,8 @@ def test_what_does_not_fit_is_said_with_what_would_help():
     config = tiny_config()
     model = build(config).model
     plan = planning.Plan(
-        devices="1 x TPU v5 lite",
+        devices="8 x TPU v5 lite",
+        processes=2,
         memory=16 * planning.GIB,
         held={
             "parameters": planning.GIB,
@@ -95,9 +96,9 @@ def test_what_does_not_fit_is_said_with_what_would_help():
         },
         learning={"gradients": planning.GIB},
         programs=(
-            planning.Program("decode of 8 lanes", planning.GIB, 1.0, 1.0),
-            planning.Program("gradient of 4 x 64", planning.GIB // 2, 1.0, 1.0),
-            planning.Program("log-probabilities of 4 x 64", 2 * planning.GIB, 1.0, 1.0),
+            planning.Program("decode of 8 lanes", planning.GIB, 1.0),
+            planning.Program("gradient of 4 x 64", planning.GIB // 2, 1.0),
+            planning.Program("log-probabilities of 4 x 64", 2 * planning.GIB, 1.0),
         ),
         step_flops={"rollouts": 2e15},
     )
@@ -110,6 +111,7 @@ def test_what_does_not_fit_is_said_with_what_would_help():
     ]  # fmt: skip
     text = "\n".join(table(plan))
     assert "fits: no" in text
+    assert "warning: 2 hosts; training runs on one so far" in text
     assert "15.000 GiB" in text
     assert "2e+15 FLOP a step" in text
     assert model.architecture.num_layers == 1
@@ -154,7 +156,9 @@ def test_bad_input_is_one_line():
     argv = ["plan", "--config", "experiments/sci.py"]
     with pytest.raises(UsageError, match=r"policy\.checkpoint: expected a folder, or the name of"):
         main([*argv, "--config.policy.checkpoint=nothing"])
-    with pytest.raises(UsageError, match="--topology: expected a TPU slice such as v5e:4x4"):
+    with pytest.raises(UsageError, match=r"policy\.tokenizer: .*expected a"):
+        main([*argv, f"--config.policy.tokenizer={__file__}"])
+    with pytest.raises(UsageError, match=r"--topology: (expected a TPU slice|needs libtpu)"):
         main([*argv, "--topology", "v99:1x1"])
 
 

@@ -59,14 +59,26 @@ _SOURCES = (
     "tasks",
     "tools",
 )
-_PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax")
+_PACKAGES = (
+    "flax",
+    "grain",
+    "jax",
+    "jaxlib",
+    "jinja2",
+    "numpy",
+    "optax",
+    "sentencepiece",
+    "tokenizers",
+    "transformers",
+)
 
 
 def cache_folder(components: Components) -> Path:
     """Where this cold start's parameters are kept, by the hash of what they depend on.
 
     That is the settings it reads, the source and data files behind it, what the policy's checkpoint
-    holds, the versions of the numerical packages and the kind and number of devices.
+    holds, the versions of the packages that decide on numbers and ids, and the kind and number of
+    devices.
     """
     config = to_dict(components.config)
     root = Path(__file__).parent

@@ -1,5 +1,6 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from elpo_jax.config import Config
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
-from elpo_jax.policy.build import make_decoder
+from elpo_jax.policy.build import make_architecture, make_decoder
 from elpo_jax.policy.chat import Chat
-from elpo_jax.policy.chat_files import make_chat
+from elpo_jax.policy.chat_files import chat_files, make_chat
+from elpo_jax.policy.checkpoint_folder import CONFIG
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import (
     batch_sharding,
@@ -99,6 +101,14 @@ class Components:
         path, buckets = self.config.sft.data, self.config.train.length_buckets
         return read_conversations(path, self.chat.conversation, buckets[-1]) if path else None
 
+    @cached_property
+    def policy_digests(self) -> Mapping[str, str]:
+        """SHA-256 of the user's files that decide on ids and on what the parameters are of."""
+        policy = self.config.policy
+        files = chat_files(policy)
+        files += [Path(policy.checkpoint) / CONFIG] if policy.checkpoint else []
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
     @property
     def param_shardings(self) -> Any:
         return param_shardings(self.model, self.mesh)
@@ -151,6 +161,9 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     suite = make_suite(config.suite, files.questions)
+    if config.policy.checkpoint:
+        # First, since the tokenizer's loader reads config.json too and says less of a broken one.
+        make_architecture(config.policy, 0)
     chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
     model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
     validate_mesh(replace(config, mesh=filled(config.mesh, mesh.size)), model.architecture)

@@ -33,7 +33,7 @@ OPTIONS = [
     Option("topology", "a TPU slice such as v5e:4x4; empty: the devices that are here", ""),
     Option("output", "a JSON file to write as well", ""),
 ]
-_UNREAD = ("data.train", "data.eval", "policy.checkpoint", "policy.tokenizer", "sft.data")
+_UNREAD = ("data.train", "data.eval", "policy.checkpoint", "sft.data")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,8 +59,11 @@ def _architecture(config: Config) -> Architecture:
     """The checkpoint's if its folder is there, else what is published under its name."""
     checkpoint = Path(config.policy.checkpoint)
     if not config.policy.checkpoint:
-        vocab_size = SentencePieceTokenizer(EMBEDDED_TOKENIZER).vocab_size
-        return make_architecture(config.policy, vocab_size)
+        try:
+            tokenizer = SentencePieceTokenizer(config.policy.tokenizer or EMBEDDED_TOKENIZER)
+        except ValueError as error:
+            raise UsageError([f"policy.tokenizer: {error}"]) from None
+        return make_architecture(config.policy, tokenizer.vocab_size)
     if checkpoint.is_dir():
         return make_architecture(config.policy, 0)
     if checkpoint.name in PUBLISHED:
@@ -88,6 +91,8 @@ def table(plan: Plan) -> list[str]:
     if plan.memory is not None:
         lines.append(row("memory of a device", plan.memory))
         lines.append(f"fits: {'yes' if plan.fits else 'no'}, with a tenth to spare")
+    if plan.processes > 1:
+        lines.append(f"warning: {plan.processes} hosts; training runs on one so far")
     return lines + [
         f"  {name:<46}{flops:>10.3g} FLOP a step" for name, flops in plan.step_flops.items()
     ]

@@ -5,6 +5,7 @@ there: a TPU slice is a topology that its compiler knows. The compiler says how 
 holds besides its arguments; the arguments' share of a device follows from shapes and shardings.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -55,14 +56,11 @@ class Program:
     Attributes:
       name: what it does.
       temporary: bytes a device that it holds besides its arguments and what it returns in place.
-      flops: of one call on one device, as far as the compiler counts them: a loop's body counts
-        once.
       seconds: compiling took.
     """
 
     name: str
     temporary: int
-    flops: float
     seconds: float
 
 
@@ -72,6 +70,7 @@ class Plan:
 
     Attributes:
       devices: their kind and number.
+      processes: how many run such devices, one a host.
       memory: bytes that one has; None: unknown.
       held: bytes of what stays on a device, by name.
       learning: bytes of what is there during an update only.
@@ -80,6 +79,7 @@ class Plan:
     """
 
     devices: str
+    processes: int
     memory: int | None
     held: dict[str, int]
     learning: dict[str, int]
@@ -111,23 +111,28 @@ def topology_devices(name: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # Only its compiler is used: that another process holds the TPU doesn't matter.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(
+            ["--topology: needs libtpu, TPU's compiler, found none; pip install -e '.[plan]'"]
+        )
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # plugin and compiler raise what they like
         words = " ".join(str(error).split())[:200]
         raise UsageError(
             [
-                f"--topology: expected a TPU slice such as v5e:4x4 or v5p:2x2x2, and libtpu "
-                f"(pip install 'elpo-jax[plan]'), got {name!r}: {words}"
+                f"--topology: expected a TPU slice such as v5e:4x4 or v5p:2x2x2, got {name!r}: "
+                f"{words}"
             ]
         ) from None
     return list(topology.devices)
 
 
-def memory_of(one: Any) -> int | None:
-    """Bytes of a device; of a CPU those of the machine; None if unknown."""
+def memory_of(one: Any, count: int) -> int | None:
+    """Bytes of a device, of which there are `count`; CPU devices share the machine's; None if
+    unknown."""
     if one.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
     if one.device_kind in TPU_MEMORY:
         return TPU_MEMORY[one.device_kind]
     try:
@@ -168,7 +173,8 @@ def make_plan(
     first = mesh.devices.flat[0]
     return Plan(
         devices=f"{mesh.size} x {first.device_kind}",
-        memory=memory_of(first),
+        processes=len({each.process_index for each in mesh.devices.flat}),
+        memory=memory_of(first, mesh.size),
         held={
             "parameters": bytes_of(state.params),
             "optimiser": bytes_of((state.opt_state, state.masters)),
@@ -312,12 +318,11 @@ def _compile(name: str, lower: Lower) -> Program:
         if needed is None:
             raise
         size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]]
-        return Program(name, int(size), 0.0, time.monotonic() - started)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+        return Program(name, int(size), time.monotonic() - started)
+    memory = compiled.memory_analysis()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
         name,
         memory.temp_size_in_bytes + max(0, kept),
-        float(cost.get("flops", 0.0)),
         time.monotonic() - started,
     )

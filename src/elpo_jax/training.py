@@ -82,11 +82,18 @@ def _standing(folder: WorkDir) -> str:
 
 
 def _claim(components: Components, folder: WorkDir) -> None:
-    """Writes config.json, or compares it with the one that is there."""
-    if folder.config.exists():
-        _check_claim(components, folder)
-    else:
+    """Writes config.json, or compares it with that of a run that saved something."""
+    _check_claim(components, folder)
+    if not folder.config.exists() or _is_unstarted(folder):
+        folder.notes.unlink(missing_ok=True)
         write_json(folder.config, to_dict(components.config))
+
+
+def _is_unstarted(folder: WorkDir) -> bool:
+    """Whether the run there saved nothing, so that no setting of it is worth keeping."""
+    saved = [folder.checkpoints, *folder.cold_start.glob("*")]
+    has_rows = folder.metrics.exists() and folder.metrics.stat().st_size > 0
+    return not has_rows and all(newest_step(each) is None for each in saved)
 
 
 def _check_claim(components: Components, folder: WorkDir) -> None:
@@ -115,7 +122,7 @@ def _check_claim(components: Components, folder: WorkDir) -> None:
         f"give the old value to go on with it, or {other.replace('give ', '')}"
         for key, (new, old) in differences(components.config, theirs).items()
     ]
-    if lines:
+    if lines and not _is_unstarted(folder):
         raise UsageError(lines)
 
 
@@ -191,6 +198,7 @@ class _Run:
         shapes = self.trainer.learner.shapes()
         _, parts, metadata = self.checkpoints.restore(parts_of(shapes))
         self._check_files(metadata["data_files"])
+        self._check_policy_files(metadata["policy_files"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
         return state_of(parts)
@@ -203,6 +211,18 @@ class _Run:
             "began with; put that back to go on, or give another --workdir for a new run"
             for split, key in KEYS.items()
             if ours.get(split) != digests.get(split)
+        ]
+        if lines:
+            raise UsageError(lines)
+
+    def _check_policy_files(self, digests: Mapping[str, str]) -> None:
+        """Raises UsageError unless tokenizer, template and config.json are what they were."""
+        ours = self.trainer.components.policy_digests
+        lines = [
+            f"policy: {name} is not what the run in {self.folder.path} began with; put it back to "
+            "go on, or give another --workdir for a new run"
+            for name in sorted(ours.keys() | digests.keys())
+            if ours.get(name) != digests.get(name)
         ]
         if lines:
             raise UsageError(lines)
@@ -260,6 +280,7 @@ class _Run:
                 "seed": self.config.seed,
                 "data_order": self.order,
                 "data_files": self.trainer.components.files.digests,
+                "policy_files": self.trainer.components.policy_digests,
             }
             self._prune_evaluations()
             self.checkpoints.save(step, parts_of(state), metadata)

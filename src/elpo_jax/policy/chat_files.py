@@ -7,24 +7,9 @@ from typing import Any
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
+from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TEMPLATE, TOKENIZER
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer, Tokenizer
-
-TEMPLATE_FILE = "chat_template.jinja"
-SENTENCEPIECE_FILE = "tokenizer.model"
-
-# Files of a checkpoint's folder that decide on ids.
-_PATTERNS = (
-    TEMPLATE_FILE,
-    "additional_chat_templates/*.jinja",
-    "added_tokens.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    SENTENCEPIECE_FILE,
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
 def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
@@ -58,7 +43,7 @@ def chat_files(policy: PolicyConfig) -> list[Path]:
     files = [Path(policy.tokenizer)] if policy.tokenizer else []
     if policy.checkpoint:
         folder = Path(policy.checkpoint)
-        files += sorted(file for pattern in _PATTERNS for file in folder.glob(pattern))
+        files += sorted(file for pattern in TOKENIZER for file in folder.glob(pattern))
     return files
 
 
@@ -67,11 +52,11 @@ def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapp
     folder = Path(policy.checkpoint) if policy.checkpoint else None
     if policy.tokenizer:
         tokenizer = SentencePieceTokenizer(policy.tokenizer)
-        has_own = folder is not None and (folder / TEMPLATE_FILE).exists()
+        has_own = folder is not None and (folder / TEMPLATE).exists()
         return tokenizer, _read(folder if has_own else None), {}
     if folder is None:
         return SentencePieceTokenizer(EMBEDDED_TOKENIZER), _read(None), {}
-    model = folder / SENTENCEPIECE_FILE
+    model = folder / SENTENCE_PIECE
     if model.exists() and not (folder / "tokenizer.json").exists():
         return SentencePieceTokenizer(model), _read(folder), {}
     loaded = HuggingFaceTokenizer(folder)
@@ -80,7 +65,7 @@ def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapp
 
 def _read(folder: Path | None) -> str:
     """The template of a folder, or the embedded one."""
-    path = folder / TEMPLATE_FILE if folder else EMBEDDED_TEMPLATE
+    path = folder / TEMPLATE if folder else EMBEDDED_TEMPLATE
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
