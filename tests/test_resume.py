@@ -115,7 +115,8 @@ def test_another_config_on_the_folder_is_refused(cache, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     process = start(workdir, cache)
-    wait_for((workdir / "config.json").exists, process, "config.json")
+    metrics = workdir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process, "a step")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     other = start(workdir, cache, **{"optimizer.learning_rate": 0.5})
