@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.tasks.rewards import reward
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -167,7 +167,7 @@ def build(config: Config) -> Components:
     chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
     model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
     validate_mesh(replace(config, mesh=filled(config.mesh, mesh.size)), model.architecture)
-    environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    environment = Environment(suite, chat, config.episode, partial(reward, config=config.reward))
     max_length = config.episode.max_length
     return Components(
         config=config,

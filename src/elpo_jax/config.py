@@ -25,7 +25,14 @@ class SuiteConfig:
 
     name: str = "science"
     length: str = "short"
-    reward: str = "plus_minus_one"  # or 'zero_one'
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """A sum of terms (see `tasks.rewards`). Success is the verifier's, whatever the reward."""
+
+    terms: tuple[str, ...] = ("plus_minus_one",)
+    overlong_buffer: int = 4096  # tokens before the end of an episode in which 'overlong' grows
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,10 @@ class EpisodeConfig:
     max_length: int = 384
     max_turn_tokens: int = 128
     max_observation_chars: int = 1024
+    calls_in_turn: str = "first"  # of a turn with several: 'first' or 'all', which are run
     tool_retries: int = 2  # of a call whose tool broke, before the rollout is dropped
     tool_seconds: float = 30.0  # a call's time by the clock, its retries included
+    verify_seconds: float = 120.0  # the same for the verifier of an answer
     max_drops: int = 3  # dropped rollouts after which a task leaves the batch
 
 
@@ -223,6 +232,7 @@ class Config:
     seed: int = 0
     algorithm: str = "elpo"
     suite: SuiteConfig = field(default_factory=SuiteConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     data: DataConfig = field(default_factory=DataConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

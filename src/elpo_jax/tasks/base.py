@@ -35,10 +35,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verifier's word on a final answer; the reward is shaped from it elsewhere."""
+    """A verifier's word on a final answer; the reward is shaped from it elsewhere.
+
+    Attributes:
+      success: whether the answer is right.
+      extracted: the answer as it was read, for votes and reports; None if none was found.
+      passed: the fraction of tests passed, where the verifier runs tests.
+    """
 
     success: bool
     extracted: str | None
+    passed: float | None = None
+
+    @property
+    def score(self) -> float:
+        """From 0 to 1: the fraction of tests passed, or 1 for a success without tests."""
+        return float(self.success) if self.passed is None else self.passed
 
 
 def call_message(name: str, arguments: Mapping[str, Any]) -> Message:
@@ -78,5 +90,9 @@ class Suite(Protocol):
         ...
 
     def verify(self, task: Task, response: str) -> Verdict:
-        """Judges the text of the final assistant turn."""
+        """Judges the text of the final assistant turn, on any thread.
+
+        Raises:
+          ToolFailure: the verifier's infrastructure broke; the rollout is replaced.
+        """
         ...
