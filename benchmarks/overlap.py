@@ -107,7 +107,7 @@ class Rollouts:
         self._params = shape.params()
 
     def __call__(self) -> float:
-        """Seconds until the last rollout without a slow call has ended (of all, if all are slow)."""
+        """Seconds until the last rollout without a slow call has ended; of all, if all have one."""
         self._environment.ended.clear()
         started = time.perf_counter()
         self._scheduler.run(

@@ -115,6 +115,22 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
+class SandboxConfig:
+    """Where the policy's code runs, and what a snippet may use."""
+
+    workers: int = 0  # snippets at once; 0: as many as sampler.tool_workers
+    cpu_seconds: float = 10.0  # rounded up to whole seconds
+    wall_seconds: float = 20.0
+    memory_mb: int = 1024  # beyond what the loaded modules take
+    output_kb: int = 1024  # of each of stdout and stderr
+    disk_mb: int = 64
+    files: int = 1000
+    session: bool = False  # code_interpreter keeps variables from call to call
+    tier: str = "auto"  # the strongest that holds, or a certain one: 'T1', 'T2' or 'T3'
+    allow_unsafe: bool = False  # run code even where nothing keeps it from this machine
+
+
+@dataclass(frozen=True)
 class EpisodeConfig:
     """Caps of an episode. Lengths are tokens; `max_length` includes the prompt."""
 
@@ -237,6 +253,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)

@@ -13,6 +13,7 @@ from elpo_jax.policy.architecture import LORA_TARGETS, REMAT, Architecture
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
 from elpo_jax.rollout.tool_calls import ALL, FIRST
+from elpo_jax.sandbox.base import Tier
 from elpo_jax.tasks.files import FORMATS
 from elpo_jax.tasks.rewards import TERMS
 
@@ -91,6 +92,13 @@ RANGES = {
     "sampler.tool_workers": AT_LEAST_ONE,
     "reward.terms": SOME,
     "reward.overlong_buffer": AT_LEAST_ONE,
+    "sandbox.workers": NOT_NEGATIVE,
+    "sandbox.cpu_seconds": POSITIVE,
+    "sandbox.wall_seconds": POSITIVE,
+    "sandbox.memory_mb": AT_LEAST_ONE,
+    "sandbox.output_kb": AT_LEAST_ONE,
+    "sandbox.disk_mb": AT_LEAST_ONE,
+    "sandbox.files": AT_LEAST_ONE,
     "episode.max_turns": AT_LEAST_ONE,
     "episode.max_calls": NOT_NEGATIVE,
     "episode.spare_calls": NOT_NEGATIVE,
@@ -139,6 +147,7 @@ RANGES = {
 NAMES: Mapping[str, Collection[str]] = {
     "suite.length": ("short", "long"),
     "data.format": FORMATS,
+    "sandbox.tier": ("auto", Tier.T1, Tier.T2, Tier.T3),
     "episode.calls_in_turn": (FIRST, ALL),
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
@@ -320,6 +329,7 @@ _OVER_TENSOR = ("policy.num_heads", "policy.num_kv_heads", "policy.mlp_dim")
 _RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
     ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),
     ("sampler.fork_rows", "sampler.rows", lambda a, b: a <= b, "at most"),
+    ("sandbox.wall_seconds", "episode.tool_seconds", lambda a, b: a < b, "less than"),
     ("episode.max_turn_tokens", "episode.max_length", lambda a, b: a <= b, "at most"),
     ("rollout.min_suffixes", "rollout.max_suffixes", lambda a, b: a <= b, "at most"),
     ("loss.eps_elc", "loss.eps_low", lambda a, b: a + b <= 1, "at most 1 together with"),
