@@ -83,6 +83,7 @@ def main() -> None:
         report, output = _serve(jail, request, stdin, address_space, control)
         jail.clean()
         send(control, report, *output)
+        del request, stdin, report, output  # the next child could look for them in this frame
 
 
 def _set_up(order: Mapping[str, Any]) -> tuple[Jail, int]:
