@@ -119,7 +119,7 @@ class SandboxConfig:
     """Where the policy's code runs, and what a snippet may use."""
 
     workers: int = 0  # snippets at once; 0: as many as sampler.tool_workers
-    cpu_seconds: float = 10.0  # rounded up to whole seconds
+    cpu_seconds: float = 10.0
     wall_seconds: float = 20.0
     memory_mb: int = 1024  # beyond what the loaded modules take
     output_kb: int = 1024  # of each of stdout and stderr
