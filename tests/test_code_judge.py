@@ -1,4 +1,4 @@
-"""Programs judged by tests: right ones, wrong ones, and those that want to pass without being right."""
+"""Programs judged by tests: right ones, wrong ones, and those that want to pass all the same."""
 
 import pytest
 
@@ -122,7 +122,8 @@ LEAK = """
 import gc, inspect, os, sys
 def f(x):
     seen = [info.frame.f_locals for info in inspect.stack()] + gc.get_objects()
-    seen += [frame.f_globals for frame in sys._current_frames().values()] + list(os.environ.values())
+    seen += [frame.f_globals for frame in sys._current_frames().values()]
+    seen += list(os.environ.values()) + sys.argv
     texts = [each for each in seen if isinstance(each, str)]
     for each in seen:
         try:

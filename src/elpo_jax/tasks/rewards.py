@@ -21,6 +21,7 @@ def zero_one(verdict: Verdict) -> float:
     return 1.0 if verdict.success else 0.0
 
 
+BY_SUCCESS = {"plus_minus_one", "zero_one"}  # the others look at the score too
 REWARDS: dict[str, Reward] = {"plus_minus_one": plus_minus_one, "zero_one": zero_one}
 
 
