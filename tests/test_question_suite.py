@@ -145,7 +145,7 @@ def test_the_score_of_a_program(sandbox):
 
 def test_there_is_no_length(sandbox):
     with pytest.raises(
-        UsageError, match="^suite.length: expected 'short' for suite questions, got"
+        UsageError, match=r"^suite.length: expected 'short' for suite questions, got"
     ):
         make_suite(SuiteConfig("questions", "long"), QUESTIONS, sandbox)
 
