@@ -30,6 +30,7 @@ from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
@@ -160,7 +161,7 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
-    suite = make_suite(config.suite, files.questions)
+    suite = make_suite(config.suite, files.questions, Sandbox(config.sandbox))
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)
