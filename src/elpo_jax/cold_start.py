@@ -88,7 +88,6 @@ def cache_folder(components: Components) -> Path:
     if components.config.policy.checkpoint:
         settings["policy"]["checkpoint"] = _fingerprint(components.config.policy.checkpoint)
     del settings["sft"]["cache_dir"]
-    del settings["suite"]["reward"]
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]
     # A file counts by its content, and its suffix, which decides how it is read; not by its path.

@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from elpo_jax.config import Config
+from elpo_jax.config import Config, SandboxConfig
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_architecture, make_decoder
@@ -35,7 +35,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.tasks.rewards import looks_at_tests, reward
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -152,6 +152,12 @@ class Components:
         )
 
 
+def _with_workers(config: Config) -> SandboxConfig:
+    """The sandbox's settings with its workers filled in."""
+    workers = config.sandbox.workers or config.sampler.tool_workers
+    return replace(config.sandbox, workers=workers)
+
+
 def build(config: Config) -> Components:
     """Builds the components.
 
@@ -161,14 +167,19 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
-    suite = make_suite(config.suite, files.questions, Sandbox(config.sandbox))
+    suite = make_suite(
+        config.suite,
+        files.questions,
+        Sandbox(_with_workers(config)),
+        fail_fast=not looks_at_tests(config.reward),
+    )
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)
     chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
     model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
     validate_mesh(replace(config, mesh=filled(config.mesh, mesh.size)), model.architecture)
-    environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    environment = Environment(suite, chat, config.episode, partial(reward, config=config.reward))
     max_length = config.episode.max_length
     return Components(
         config=config,

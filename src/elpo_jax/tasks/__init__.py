@@ -13,7 +13,6 @@ from elpo_jax.tasks.math import MathSuite
 from elpo_jax.tasks.math_judge import PRELOAD
 from elpo_jax.tasks.question import Question
 from elpo_jax.tasks.question_suite import QuestionSuite
-from elpo_jax.tasks.rewards import BY_SUCCESS
 from elpo_jax.tasks.science.suite import ScienceSuite
 from elpo_jax.tasks.verifiers import Verifiers
 from elpo_jax.tools.code_interpreter import CodeInterpreter
@@ -21,7 +20,9 @@ from elpo_jax.tools.code_interpreter import CodeInterpreter
 Questions = Mapping[str, Sequence[Question]]  # from files, by split
 
 
-def _question_suite(config: SuiteConfig, questions: Questions, sandbox: Sandbox | None) -> Suite:
+def _question_suite(
+    config: SuiteConfig, questions: Questions, sandbox: Sandbox | None, fail_fast: bool
+) -> Suite:
     if sandbox is None:
         raise ValueError("make_suite: sandbox: expected one for suite questions, got None")
     if config.length != "short":
@@ -31,15 +32,15 @@ def _question_suite(config: SuiteConfig, questions: Questions, sandbox: Sandbox 
     verifiers = Verifiers(
         programs=sandbox,
         mathematics=Sandbox(sandbox.config, PRELOAD),
-        fail_fast=config.reward in BY_SUCCESS,
+        fail_fast=fail_fast,
     )
-    return QuestionSuite(questions, [CodeInterpreter(sandbox)], verifiers)
+    return QuestionSuite(questions, [CodeInterpreter(sandbox, sandbox.config.session)], verifiers)
 
 
-SUITES: Mapping[str, Callable[[SuiteConfig, Questions, Sandbox | None], Suite]] = {
-    "math": lambda config, questions, sandbox: MathSuite(config.length, questions),
+SUITES: Mapping[str, Callable[[SuiteConfig, Questions, Sandbox | None, bool], Suite]] = {
+    "math": lambda config, questions, *_: MathSuite(config.length, questions),
     "questions": _question_suite,
-    "science": lambda config, questions, sandbox: ScienceSuite(config.length),
+    "science": lambda config, *_: ScienceSuite(config.length),
 }
 
 
@@ -47,6 +48,7 @@ def make_suite(
     config: SuiteConfig,
     questions: Questions = MappingProxyType({}),
     sandbox: Sandbox | None = None,
+    fail_fast: bool = False,
 ) -> Suite:
     """The suite that the configuration names.
 
@@ -54,6 +56,7 @@ def make_suite(
       config: its settings.
       questions: of the splits that have a file.
       sandbox: where code runs; None will do for a suite that runs none.
+      fail_fast: the tests of a program may end with the first that fails.
 
     Raises:
       ValueError: for an unknown name, or settings or files that the suite refuses.
@@ -64,7 +67,7 @@ def make_suite(
             f"suite.name: expected one of {sorted(SUITES)}, got {config.name!r} "
             f"(closest: {closest!r})"
         )
-    suite = SUITES[config.name](config, questions, sandbox)
+    suite = SUITES[config.name](config, questions, sandbox, fail_fast)
     unread = [split for split in questions if suite.size(split) is None]
     if unread:
         raise UsageError(
