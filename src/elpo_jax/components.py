@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from elpo_jax.config import Config
+from elpo_jax.config import Config, SandboxConfig
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_architecture, make_decoder
@@ -30,11 +30,12 @@ from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import reward
+from elpo_jax.tasks.rewards import looks_at_tests, reward
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -151,6 +152,12 @@ class Components:
         )
 
 
+def _with_workers(config: Config) -> SandboxConfig:
+    """The sandbox's settings with its workers filled in."""
+    workers = config.sandbox.workers or config.sampler.tool_workers
+    return replace(config.sandbox, workers=workers)
+
+
 def build(config: Config) -> Components:
     """Builds the components.
 
@@ -160,7 +167,12 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
-    suite = make_suite(config.suite, files.questions)
+    suite = make_suite(
+        config.suite,
+        files.questions,
+        Sandbox(_with_workers(config)),
+        fail_fast=not looks_at_tests(config.reward),
+    )
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)
