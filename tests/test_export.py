@@ -38,6 +38,15 @@ from elpo_jax.workdir import WorkDir
 
 MESH = make_mesh(MeshConfig())
 BFLOAT16 = np.dtype(jnp.bfloat16)
+OWN_TOKENIZER = {
+    "config.json",
+    "model.safetensors",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+}
 LORA = Lora(3, 12.0, ("q_proj", "o_proj", "down_proj"))
 
 
@@ -136,18 +145,18 @@ def test_what_lies_beside_the_weights_is_carried_over(tmp_path):
     assert names == {"config.json", "model.safetensors", "generation_config.json", *carried}
     for name in carried:
         assert (tmp_path / "target" / name).read_bytes() == name.encode()
-    # Another tokenizer takes the place of the source's; the template stays.
+    # Another tokenizer takes the place of the source's; the templates stay.
+    text = EMBEDDED_TEMPLATE.read_text(encoding="utf-8").replace("tools>", "list>")
+    for name in ("chat_template.jinja", more):
+        (source / name).write_text(text, encoding="utf-8")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (source / name).write_text("{}")
     save_checkpoint(tmp_path / "other", params, model, source, EMBEDDED_TOKENIZER)
-    names = {path.name for path in (tmp_path / "other").iterdir()}
-    assert names == {
-        "config.json",
-        "model.safetensors",
-        "generation_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    }
+    names = {str(p.relative_to(tmp_path / "other")) for p in (tmp_path / "other").rglob("*.*")}
+    assert names == {*OWN_TOKENIZER, more}
     template = tmp_path / "other/chat_template.jinja"
-    assert template.read_text() == "chat_template.jinja"
+    assert template.read_text(encoding="utf-8") == text
+    shutil.rmtree((source / more).parent)
     (source / "chat_template.jinja").unlink()
     save_checkpoint(tmp_path / "without", params, model, source, EMBEDDED_TOKENIZER)
     template = tmp_path / "without/chat_template.jinja"
@@ -374,13 +383,7 @@ def test_a_folder_in_which_nothing_was_saved_takes_other_settings(trained, tmp_p
 
 def test_a_run_from_a_checkpoint_leaves_one(trained, tmp_path):
     workdir, source = trained
-    assert {path.name for path in (workdir / "export").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "generation_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    }
+    assert {path.name for path in (workdir / "export").iterdir()} == OWN_TOKENIZER
     before, after = tensors_in(source), tensors_in(workdir / "export")
     assert {name: x.shape for name, x in after.items()} == {n: x.shape for n, x in before.items()}
     moved = {name for name in before if not np.array_equal(before[name], after[name])}

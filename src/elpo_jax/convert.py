@@ -65,11 +65,14 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = folder.checkpoints / step if step else folder.path
     restored = load(checkpoint, {"params": placed_shapes(model, mesh)})
     params = restored.parts["params"]
+    notes = []
     if options["adapter"] == "true":
         save_adapter(output, params, model, policy.checkpoint)
     else:
-        export_policy(output, params, model, policy)
+        notes = export_policy(output, params, model, policy)
     with Display() as display:
+        for line in notes:
+            display.note(line)
         display.note(f"{output}: the policy after step {restored.step} of {folder.path}")
 
 

@@ -345,7 +345,9 @@ class _Run:
         else:
             self.checkpoints.wait()  # what stands is on the disk, whatever becomes of this
             params = state.params
-        export_policy(self.folder.export, params, components.model, self.config.policy)
+        policy = self.config.policy
+        for line in export_policy(self.folder.export, params, components.model, policy):
+            self.display.note(line)
         self.display.note(f"the policy for others: {self.folder.export}")
 
     def _show_summary(self) -> None:

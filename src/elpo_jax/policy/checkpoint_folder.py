@@ -9,10 +9,11 @@ from elpo_jax.policy.safetensors_files import open_tensors
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 SENTENCE_PIECE = "tokenizer.model"
 TOKENIZER = (
     "added_tokens.json",
-    "additional_chat_templates/*.jinja",
+    MORE_TEMPLATES,
     "chat_template.json",
     TEMPLATE,
     "merges.txt",

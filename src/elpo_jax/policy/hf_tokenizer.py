@@ -19,6 +19,7 @@ import tokenizers
 
 from elpo_jax.policy.template import quiet_import
 from elpo_jax.policy.tokenizer import check_unicode
+from elpo_jax.policy.tokenizer_settings import choose_template
 
 # Every ASCII character and some beyond, in NFC. Twice in a row it shows whether a space is put
 # before a text, or taken from its end.
@@ -67,14 +68,7 @@ class HuggingFaceTokenizer:
         Raises:
           ValueError: the folder has none.
         """
-        names = ("tool_use", "default") if with_tools else ("default",)
-        for name in names:
-            if name in self._templates:
-                return self._templates[name]
-        raise ValueError(
-            f"{self._folder}: expected a chat template (chat_template.jinja, or in "
-            f"tokenizer_config.json) named {' or '.join(names)}, got {sorted(self._templates)}"
-        )
+        return choose_template(self._templates, with_tools, self._folder)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`, without a BOS: templates write it.
