@@ -62,6 +62,7 @@ LAYERS = {
         "policy.conversation",
         "policy.export_tokenizer",
         "policy.families",
+        "policy.origin",
         "policy.published",
         "policy.hf_tokenizer",
         "policy.template",

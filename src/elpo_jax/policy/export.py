@@ -262,17 +262,30 @@ def _write(path: Path, tensors: list[_Tensor]) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which gets its own once the block is through."""
+    """A folder under a temporary name, which gets its own once the block is through.
+
+    Errors of the system name it by its own too.
+    """
     check_target(folder)
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            words = f"expected a place for a new folder, got: {error.strerror}"
+            raise UsageError([f"{folder}: {words}"]) from None
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.rename(temporary, folder)
         _sync(folder.parent)
+    except OSError as error:
+        error.filename = str(error.filename or folder).replace(str(temporary), str(folder))
+        raise
+    except RunFault as fault:
+        named = (line.replace(str(temporary), str(folder)) for line in fault.problems)
+        raise RunFault(named) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
