@@ -12,6 +12,7 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import chat_files, make_chat
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
+from elpo_jax.policy.origin import digests_of
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 
 SCHEMA = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
@@ -119,6 +120,30 @@ def test_a_tokenizer_model_of_another_library_is_left_alone(tmp_path):
     (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     chat = make_chat(PolicyConfig(checkpoint=str(folder)), [SCHEMA])
     assert isinstance(chat.tokenizer, HuggingFaceTokenizer)
+
+
+def test_turns_end_at_the_checkpoints_other_ends_too(tmp_path):
+    folder = qwen_folder(tmp_path)
+    policy = PolicyConfig(checkpoint=str(folder))
+    chat = make_chat(policy, [SCHEMA])
+    end, other = chat.end_of_turn, chat.tokenizer.id_of("<|endoftext|>")
+    assert chat.stop_tokens == (end,)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "eos_token_id": other}))
+    assert make_chat(policy, [SCHEMA]).stop_tokens == (end, other)
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [end, other, 9000]}))
+    assert make_chat(policy, [SCHEMA]).stop_tokens == (end, other, 9000)
+    assert "policy.checkpoint/generation_config.json" in digests_of(policy)
+    # Another tokenizer has none of these ids.
+    own = PolicyConfig(checkpoint=str(folder), tokenizer=str(EMBEDDED_TOKENIZER))
+    assert len(make_chat(own, [SCHEMA]).stop_tokens) == 1
+    for found, words in (
+        ("no", "expected an id, or a list of ids, got 'no'"),
+        ([1, -1], "expected an id, or a list of ids, got [1, -1]"),
+        (list(range(9)), "expected at most 8 ids that end a turn"),
+    ):
+        generation.write_text(json.dumps({"eos_token_id": found}))
+        assert words in problem(checkpoint=str(folder))
 
 
 def test_options_reach_the_template(tmp_path):

@@ -143,7 +143,7 @@ class Components:
         config = self.config
         engine = Engine(self.model, config.sampler, config.episode.max_length, self.mesh)
         return Scheduler(
-            engine, self.environment, config.sampler, config.episode, self.chat.end_of_turn
+            engine, self.environment, config.sampler, config.episode, self.chat.stop_tokens
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from elpo_jax.config import Config
+from elpo_jax.config import STOP_TOKENS, Config
 from elpo_jax.errors import UsageError
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.learner import Learner
@@ -276,9 +276,10 @@ def _sampler_programs(
     identity = np.zeros((count, 2), np.int32)
     state = device.Lanes(whole, whole, whole, identity, real, real, whole)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    stops = np.zeros(STOP_TOKENS, np.int32)
     yield (
         f"decode of {count} lanes",
-        lambda: programs.decode.lower(params, lanes, state, key, number, number),
+        lambda: programs.decode.lower(params, lanes, state, key, stops, number),
     )
     forked = [np.zeros(sampler.fork_rows, np.int32)] * 2
     yield f"fork of {sampler.fork_rows}", lambda: programs.fork.lower(lanes, rows, *forked)

@@ -14,6 +14,7 @@ from elpo_jax.policy.tokenizer_settings import (
     check_added_tokens,
     check_special_tokens,
     choose_template,
+    end_ids,
     read_settings,
 )
 
@@ -39,6 +40,8 @@ def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
             variables=variables,
             thinking=policy.thinking,
             earlier_turns=policy.earlier_turns,
+            # Those of a checkpoint are its own tokenizer's.
+            other_ends=() if policy.tokenizer else end_ids(policy.checkpoint),
         )
     except ValueError as error:
         raise UsageError([f"{key}: {error}"]) from error

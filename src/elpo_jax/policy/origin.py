@@ -7,14 +7,14 @@ from pathlib import Path
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat_files import chat_files
-from elpo_jax.policy.checkpoint_folder import CONFIG, weights_fingerprint
+from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, weights_fingerprint
 
 # Settings that name them: a run goes on with other paths to the same content.
 PATHS = ("policy.checkpoint", "policy.tokenizer")
 
 
 def digests_of(policy: PolicyConfig) -> dict[str, str]:
-    """SHA-256 of the user's files that decide on ids and on what the parameters are of.
+    """SHA-256 of the user's files that decide on ids, ends and what the parameters are of.
 
     The names are those of the settings, and below `policy.checkpoint/` of the files there.
 
@@ -22,7 +22,9 @@ def digests_of(policy: PolicyConfig) -> dict[str, str]:
       OSError: a file can't be read.
     """
     files = chat_files(policy)
-    files += [Path(policy.checkpoint) / CONFIG] if policy.checkpoint else []
+    if policy.checkpoint:
+        folder = Path(policy.checkpoint)
+        files += [folder / CONFIG, *folder.glob(GENERATION)]
     return {_name(policy, file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elpo_jax.policy.checkpoint_folder import MORE_TEMPLATES, TEMPLATE
+from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, MORE_TEMPLATES, TEMPLATE
 from elpo_jax.policy.tokenizer import Tokenizer
 
 
@@ -45,6 +45,28 @@ def read_settings(folder: Path) -> TokenizerSettings:
     files |= {path.stem: path for path in sorted(folder.glob(MORE_TEMPLATES))}
     templates = {name: _read(path) for name, path in files.items() if path.exists()}
     return TokenizerSettings(templates or _templates(folder, config), special)
+
+
+def end_ids(checkpoint: str) -> list[int]:
+    """The ids at which transformers ends what a policy writes; none without a checkpoint.
+
+    Those of `generation_config.json`, else those of `config.json`.
+
+    Raises:
+      ValueError: a file can't be read, or they aren't ids.
+    """
+    if not checkpoint:
+        return []
+    for name in (GENERATION, CONFIG):
+        found = _json(Path(checkpoint) / name).get("eos_token_id")
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if any(type(token) is not int or not 0 <= token < 2**31 for token in ids):
+            where = f"{Path(checkpoint) / name}: eos_token_id"
+            raise ValueError(f"{where}: expected an id, or a list of ids, got {found!r:.80}")
+        return ids
+    return []
 
 
 def choose_template(templates: Mapping[str, str], with_tools: bool, folder: Path) -> str:

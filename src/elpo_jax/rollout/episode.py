@@ -29,7 +29,7 @@ class Turn:
       tokens: int32 [T], T >= 1, the end-of-turn token included.
       log_probs: float32 [T].
       entropies: float32 [T] nats.
-      stopped: the last token is the end-of-turn token; else the turn was cut at its budget.
+      stopped: the last token ends the turn; else the turn was cut at its budget.
     """
 
     tokens: np.ndarray
@@ -67,8 +67,8 @@ class Outcome:
     Attributes:
       step: the turn with its observation.
       progress: where the episode stands after it.
-      end: None when the episode goes on; else 'answer', 'length', 'turns', 'calls' or
-        'observation'.
+      end: None when the episode goes on; else 'answer', 'length', 'turns', 'calls', 'observation'
+        or 'eos'.
     """
 
     step: Step
@@ -173,7 +173,9 @@ class Environment:
     def finish_turn(self, progress: Progress, turn: Turn) -> Outcome | PendingCall:
         """Reads a turn: an outcome if the episode ends with it, else the call to run.
 
-        The last turn allowed must be the answer: its call is not run.
+        The last turn allowed must be the answer: its call is not run. Nor is a call that ended
+        with another token than the template's end of turn, such as `<|endoftext|>`: it is as it was
+        sampled, and no template renders a conversation that goes on so.
 
         Raises:
           ValueError: for a turn that is empty, over its budget, or neither stopped nor cut.
@@ -184,6 +186,8 @@ class Environment:
             return self._final(progress, turn, request, "length")
         if request is None:
             return self._final(progress, turn, request, "answer")
+        if turn.tokens[-1] != self._chat.end_of_turn:
+            return self._final(progress, turn, request, "eos")
         if progress.turns + 1 >= self._limits.max_turns:
             return self._final(progress, turn, request, "turns")
         if progress.calls >= progress.max_calls:
@@ -241,10 +245,10 @@ class Environment:
         tokens = len(turn.tokens)
         if not 1 <= tokens <= budget:
             raise ValueError(f"turn: expected 1 to {budget} tokens, got {tokens}")
-        if turn.stopped != (turn.tokens[-1] == self._chat.end_of_turn):
+        if turn.stopped != (turn.tokens[-1] in self._chat.stop_tokens):
             raise ValueError(
-                f"turn: expected stopped={turn.stopped} to say whether the last token is the "
-                f"end-of-turn {self._chat.end_of_turn}, got {turn.tokens[-1]}"
+                f"turn: expected stopped={turn.stopped} to say whether the last token is one of "
+                f"{self._chat.stop_tokens}, got {turn.tokens[-1]}"
             )
         if not turn.stopped and tokens < budget:
             raise ValueError(f"turn: expected a cut turn to fill its {budget} tokens, got {tokens}")
