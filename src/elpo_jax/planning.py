@@ -43,6 +43,10 @@ TPU_MEMORY = {
     "TPU v6 lite": 32 * GIB,
 }
 
+# The largest slices of one host. Of v5e and v6e there are machines with 4 chips, which the compiler
+# takes a slice to be made of, and with 8: https://cloud.google.com/tpu/docs/v5e
+ONE_HOST = "v5e:2x4, v6e:2x4 or v5p:2x2x1"
+_CHIPS_OF_A_HOST = {"v5e:2x4": (2, 4, 1), "v6e:2x4": (2, 4, 1)}
 
 LOG_PROBS, GRADIENT, OPTIMISER = "log-probabilities", "gradient", "optimiser"
 LEARNING = (LOG_PROBS, GRADIENT, OPTIMISER)
@@ -115,8 +119,10 @@ def topology_devices(name: str) -> list[Any]:
         raise UsageError(
             ["--topology: needs libtpu, TPU's compiler, found none; pip install -e '.[plan]'"]
         )
+    chips = _CHIPS_OF_A_HOST.get(name)
+    options = {} if chips is None else {"chips_per_host_bounds": chips}
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # plugin and compiler raise what they like
         words = " ".join(str(error).split())[:200]
         raise UsageError(

@@ -99,5 +99,5 @@ def _probes(pieces: list[str]) -> Iterator[str]:
     yield from pieces
     drawing = random.Random(0)
     for _ in range(_PROBES):
-        count = drawing.randint(2, 12)
-        yield "".join(drawing.choice((*pieces, *_OTHER * 8)) for _ in range(count))
+        sources = drawing.choices((pieces, _OTHER), (2, 1), k=drawing.randint(2, 12))
+        yield "".join(map(drawing.choice, sources))
