@@ -98,6 +98,9 @@ class MeshConfig:
     tensor: int = 1
 
 
+STOP_TOKENS = 8  # ids that may end a turn, at most: a shape of the sampler too
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """Every shape of the sampler's programs is fixed here."""
