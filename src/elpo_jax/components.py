@@ -35,6 +35,7 @@ from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.tools.corpus import Corpus, read_corpus
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -55,6 +56,7 @@ class Components:
       chat: messages to ids.
       environment: the rules of an episode.
       files: what was read of the data files.
+      corpus: what was read of the file to search, if there is one.
       indices: by split, which tasks of a finite one are used; None: all.
     """
 
@@ -65,12 +67,13 @@ class Components:
     chat: Chat
     environment: Environment
     files: Files
+    corpus: Corpus | None
     indices: Mapping[str, Sequence[int] | None]
 
     @property
     def notes(self) -> list[str]:
         """Lines for the user: what was read, and what of it isn't used."""
-        notes = list(self.files.notes)
+        notes = [*self.files.notes, *(self.corpus.notes if self.corpus else ())]
         for split, indices in self.indices.items():
             left_out = (self.suite.size(split) or 0) - len(indices or ())
             if left_out:
@@ -103,11 +106,14 @@ class Components:
 
     @cached_property
     def policy_digests(self) -> Mapping[str, str]:
-        """SHA-256 of the user's files that decide on ids and on what the parameters are of."""
+        """SHA-256 of the user's files that decide on ids, on what the parameters are of, and on
+        what tools answer."""
         policy = self.config.policy
         files = chat_files(policy)
         files += [Path(policy.checkpoint) / CONFIG] if policy.checkpoint else []
-        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        digests = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        corpus = {self.config.suite.corpus: self.corpus.digest} if self.corpus else {}
+        return digests | corpus
 
     @property
     def param_shardings(self) -> Any:
@@ -160,7 +166,8 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
-    suite = make_suite(config.suite, files.questions)
+    corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
+    suite = make_suite(config.suite, files.questions, corpus.passages if corpus else None)
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)
@@ -177,5 +184,6 @@ def build(config: Config) -> Components:
         chat=chat,
         environment=environment,
         files=files,
+        corpus=corpus,
         indices={s: fitting(suite, environment, s, max_length) for s in (TRAIN, HELD_OUT)},
     )

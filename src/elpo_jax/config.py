@@ -26,6 +26,8 @@ class SuiteConfig:
     name: str = "science"
     length: str = "short"
     reward: str = "plus_minus_one"  # or 'zero_one'
+    search: bool = False  # science: facts are searched in a corpus instead of looked up
+    corpus: str = ""  # rows {title?, text} to search instead of the suite's own facts
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class PolicyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    tokenizer: str = ""  # a SentencePiece .model file; empty: the checkpoint's, or the embedded one
+    tokenizer: str = ""  # a SentencePiece .model file, or 'embedded:search'; empty:
+    # the checkpoint's, or the embedded one
     thinking: bool | None = None  # the chat template's enable_thinking; none: the template decides
     earlier_turns: str = "as_rendered"  # or 'as_sampled', where the template rewrites earlier turns
     dtype: str = "float32"  # of activations and the KV cache: 'float32' or 'bfloat16'

@@ -9,7 +9,12 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TEMPLATE, TOKENIZER
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from elpo_jax.policy.tokenizer import (
+    EMBEDDED,
+    SentencePieceTokenizer,
+    Tokenizer,
+    tokenizer_file,
+)
 
 
 def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
@@ -40,7 +45,8 @@ def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
 
 def chat_files(policy: PolicyConfig) -> list[Path]:
     """The user's files that decide on ids, in order."""
-    files = [Path(policy.tokenizer)] if policy.tokenizer else []
+    is_own = policy.tokenizer and policy.tokenizer not in EMBEDDED
+    files = [Path(policy.tokenizer)] if is_own else []
     if policy.checkpoint:
         folder = Path(policy.checkpoint)
         files += sorted(file for pattern in TOKENIZER for file in folder.glob(pattern))
@@ -51,11 +57,11 @@ def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapp
     """Tokenizer, template and the template's variables."""
     folder = Path(policy.checkpoint) if policy.checkpoint else None
     if policy.tokenizer:
-        tokenizer = SentencePieceTokenizer(policy.tokenizer)
+        tokenizer = SentencePieceTokenizer(tokenizer_file(policy.tokenizer))
         has_own = folder is not None and (folder / TEMPLATE).exists()
         return tokenizer, _read(folder if has_own else None), {}
     if folder is None:
-        return SentencePieceTokenizer(EMBEDDED_TOKENIZER), _read(None), {}
+        return SentencePieceTokenizer(), _read(None), {}
     model = folder / SENTENCE_PIECE
     if model.exists() and not (folder / "tokenizer.json").exists():
         return SentencePieceTokenizer(model), _read(folder), {}

@@ -13,18 +13,25 @@ from elpo_jax.tasks.science.suite import ScienceSuite
 
 Questions = Mapping[str, Sequence[Question]]  # from files, by split
 
-SUITES: Mapping[str, Callable[[SuiteConfig, Questions], Suite]] = {
-    "math": lambda config, questions: MathSuite(config.length, questions),
-    "science": lambda config, questions: ScienceSuite(config.length),
+Passages = Sequence[str]  # of a corpus
+
+SUITES: Mapping[str, Callable[[SuiteConfig, Questions, Passages | None], Suite]] = {
+    "math": lambda config, questions, corpus: MathSuite(config.length, questions),
+    "science": lambda config, questions, corpus: ScienceSuite(config.length, config.search, corpus),
 }
 
 
-def make_suite(config: SuiteConfig, questions: Questions = MappingProxyType({})) -> Suite:
+def make_suite(
+    config: SuiteConfig,
+    questions: Questions = MappingProxyType({}),
+    corpus: Passages | None = None,
+) -> Suite:
     """The suite that the configuration names.
 
     Args:
       config: its settings.
       questions: of the splits that have a file.
+      corpus: passages of the user's file to search, if there is one.
 
     Raises:
       ValueError: for an unknown name, or settings or files that the suite refuses.
@@ -35,7 +42,11 @@ def make_suite(config: SuiteConfig, questions: Questions = MappingProxyType({}))
             f"suite.name: expected one of {sorted(SUITES)}, got {config.name!r} "
             f"(closest: {closest!r})"
         )
-    suite = SUITES[config.name](config, questions)
+    if corpus is not None and not config.search:
+        raise UsageError(["suite.corpus: expected none without suite.search"])
+    if config.search and config.name != "science":
+        raise UsageError([f"suite.search: expected false, suite {config.name} doesn't search"])
+    suite = SUITES[config.name](config, questions, corpus)
     unread = [split for split in questions if suite.size(split) is None]
     if unread:
         raise UsageError(

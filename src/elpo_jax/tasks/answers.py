@@ -1,4 +1,5 @@
-"""Final answers: finding them in `\\boxed{}`, and reading numbers, units and option letters.
+"""Final answers: finding them in `\\boxed{}` or a block of code, and reading numbers, units and
+option letters.
 
 Everything here reads a hostile response in time linear in its length.
 """
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 MAX_ANSWER = 200  # characters inside the box; a longer one is no answer
 _BOX = "\\boxed{"
+_CODE, _FENCE = "```python\n", "\n```"
 
 _UNITS: Mapping[str, frozenset[str]] = {
     "": frozenset(),
@@ -51,6 +53,13 @@ def boxed(response: str) -> str | None:
         if depth == 0:
             return response[start : start + offset].strip()
     return None
+
+
+def code_block(response: str) -> str | None:
+    """The inside of the last ```python block; None if it is missing or unclosed."""
+    _, opened, rest = response.rpartition(_CODE)
+    inside, closed, _ = rest.partition(_FENCE)
+    return inside if opened and closed else None
 
 
 def plain(answer: str) -> str:
