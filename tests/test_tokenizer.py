@@ -188,7 +188,7 @@ def test_phrases_never_cut_a_control_string():
 
 @pytest.mark.parametrize("arguments", [[], ["science"], ["sciense", "out.model"]])
 def test_the_command_needs_a_name_and_a_path(arguments):
-    with pytest.raises(SystemExit, match=r"usage: .*science\|search OUT"):
+    with pytest.raises(SystemExit, match=r"usage: .*science\|search\|code OUT"):
         train_tokenizer.main(["train_tokenizer", *arguments])
 
 
@@ -207,6 +207,6 @@ def test_the_command_makes_the_embedded_models(name, tmp_path):
 
 def test_settings_name_embedded_models_and_files():
     assert tokenizer_file("") == EMBEDDED_TOKENIZER
-    assert tokenizer_file("embedded:search").name == "search.model"
+    assert tokenizer_file("embedded:code").name == "code.model"
     assert tokenizer_file("my.model") == Path("my.model")
     assert all(SentencePieceTokenizer(path).vocab_size % 64 == 0 for path in EMBEDDED.values())

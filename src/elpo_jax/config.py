@@ -71,7 +71,7 @@ class PolicyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    tokenizer: str = ""  # a SentencePiece .model file, or 'embedded:search'; empty:
+    tokenizer: str = ""  # a SentencePiece .model file, 'embedded:code' or 'embedded:search'; empty:
     # the checkpoint's, or the embedded one
     thinking: bool | None = None  # the chat template's enable_thinking; none: the template decides
     earlier_turns: str = "as_rendered"  # or 'as_sampled', where the template rewrites earlier turns

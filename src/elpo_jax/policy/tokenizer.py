@@ -16,7 +16,7 @@ import sentencepiece
 _FOLDER = Path(__file__).parent / "embedded"
 EMBEDDED_TOKENIZER = _FOLDER / "tokenizer.model"
 # Others that ship with the package, by what `policy.tokenizer` calls them.
-EMBEDDED = {f"embedded:{name}": _FOLDER / f"{name}.model" for name in ("search",)}
+EMBEDDED = {f"embedded:{name}": _FOLDER / f"{name}.model" for name in ("code", "search")}
 
 CONTROL = (
     "<|im_start|>",

@@ -1,9 +1,10 @@
 """Trains an embedded tokenizer: `python -m elpo_jax.policy.train_tokenizer NAME OUT`, where NAME is
-science or search (for the science suite with a corpus).
+science, search (for the science suite with a corpus) or code.
 
 A policy of a million parameters pays for each token, and learns to copy only what is always cut the
 same way. So the vocabulary has
-  - atoms, glued to nothing: element symbols, digits, the signs in expressions, the end of a turn;
+  - atoms, glued to nothing: digits and the end of a turn; for the science suite element symbols and
+    the signs in expressions, for the code suite the words and letters that programs are tried on;
   - phrases: what stands between the atoms in the suite's training conversations, up to 64
     characters, so that a call takes one piece from `<tool_call>` to its first argument;
   - BPE pieces for what is left, and bytes for every other text.
@@ -20,9 +21,13 @@ from pathlib import Path
 
 import sentencepiece
 
+from elpo_jax.config import SandboxConfig
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.tokenizer import CONTROL
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks.base import TRAIN, Suite
+from elpo_jax.tasks.code.inputs import QUOTED, WORDS
+from elpo_jax.tasks.code.suite import CodeSuite
 from elpo_jax.tasks.science.elements import elements
 from elpo_jax.tasks.science.suite import LENGTHS, ScienceSuite
 
@@ -33,6 +38,7 @@ MAX_MERGED = 16  # characters of a BPE piece
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _END_OF_TURN = "<|im_end|>"
 _SINGLE = "0123456789.+-*/()"
+_DIGIT = r"\d"
 _NUMBER = r"[-+*/().]*\d(?:[-+*/().\d]|e(?=-?\d))*"
 # Phrases begin and end between these, so never inside a control string.
 _CHUNK = re.compile(rf"{'|'.join(map(re.escape, CONTROL))}|\s+|\w+|[^\s\w]")
@@ -188,6 +194,12 @@ def science_recipe(symbols: Sequence[str]) -> Recipe:
     return Recipe(symbols, (formula, _NUMBER, r"\b[A-Z]\b"), vocab_size=512, phrases=72)
 
 
+def code_recipe() -> Recipe:
+    """Phrases between digits, and the words and quoted letters that programs are about."""
+    between = (_DIGIT, rf"\b(?:{_longest_first(WORDS)})\b", _longest_first(QUOTED))
+    return Recipe((*WORDS, *QUOTED), between, vocab_size=768, phrases=96)
+
+
 def _longest_first(texts: Sequence[str]) -> str:
     return "|".join(sorted(map(re.escape, texts), key=len, reverse=True))
 
@@ -202,9 +214,14 @@ def _search() -> tuple[list[Suite], Recipe]:
     return suites, science_recipe([element.symbol for element in elements()])
 
 
+def _code() -> tuple[list[Suite], Recipe]:
+    return [CodeSuite("short", Sandbox(SandboxConfig()))], code_recipe()
+
+
 TOKENIZERS: Mapping[str, Callable[[], tuple[list[Suite], Recipe]]] = {
     "science": _science,
     "search": _search,
+    "code": _code,
 }
 
 
