@@ -36,7 +36,7 @@ class DataConfig:
 
     train: str = ""
     eval: str = ""  # held-out questions
-    format: str = "gsm8k"  # of both: 'gsm8k' or 'agentrl'
+    format: str = "gsm8k"  # of both, a key of `tasks.formats.FORMATS`; 'auto': by columns
 
 
 @dataclass(frozen=True)

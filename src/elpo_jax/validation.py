@@ -13,7 +13,7 @@ from elpo_jax.policy.architecture import LORA_TARGETS, REMAT, Architecture
 from elpo_jax.policy.tokenizer import EMBEDDED, tokenizer_file
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
-from elpo_jax.tasks.files import FORMATS
+from elpo_jax.tasks.formats import FORMATS
 from elpo_jax.tasks.rewards import REWARDS
 
 

@@ -7,8 +7,9 @@ from types import MappingProxyType
 from elpo_jax.config import SuiteConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks.base import Suite
-from elpo_jax.tasks.files import KEYS, Question
+from elpo_jax.tasks.files import KEYS
 from elpo_jax.tasks.math import MathSuite
+from elpo_jax.tasks.question import Question
 from elpo_jax.tasks.science.suite import ScienceSuite
 
 Questions = Mapping[str, Sequence[Question]]  # from files, by split

@@ -1,5 +1,6 @@
 """What a suite of tasks offers: questions, tools, demonstrations and a verifier."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,10 +36,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verifier's word on a final answer; the reward is shaped from it elsewhere."""
+    """A verifier's word on a final answer; the reward is shaped from it elsewhere.
+
+    Attributes:
+      success: the answer is right.
+      extracted: the answer as a majority vote counts it; None: there is none.
+      score: the share of the tests that passed, for code; elsewhere 1 for a success and 0 for a
+        failure, which is what a verdict without one gets.
+    """
 
     success: bool
     extracted: str | None
+    score: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.score):
+            object.__setattr__(self, "score", float(self.success))
 
 
 def call_message(name: str, arguments: Mapping[str, Any]) -> Message:
