@@ -71,7 +71,12 @@ def pack(tests: ProgramTests) -> bytes:
 
 def unpack(packed: bytes) -> ProgramTests:
     """What `pack` was given."""
-    fields = json.loads(zlib.decompress(packed))
+    return from_dict(json.loads(zlib.decompress(packed)))
+
+
+def from_dict(fields: Mapping[str, Any]) -> ProgramTests:
+    """The inverse of `dataclasses.asdict`."""
+    fields = dict(fields)
     stdin = tuple(StdinTest(**test) for test in fields.pop("stdin"))
     calls = tuple(CallTest(**test) for test in fields.pop("calls"))
     return ProgramTests(stdin, calls, **fields)

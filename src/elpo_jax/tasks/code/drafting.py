@@ -15,6 +15,7 @@ from elpo_jax.tasks.code.program import (
     filled,
     reading,
 )
+from elpo_jax.tasks.code_tests import CallTest, ProgramTests, StdinTest
 
 FUNCTION = "function"
 SCRIPT = "script"
@@ -92,14 +93,18 @@ class Draft:
         (value,) = trusted.call(function, [example])
         return repr(value) if self.form == FUNCTION else str(value)
 
-    def tests(self, arguments: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """The hidden tests, as the judge takes them."""
-        values = trusted.call(self.function, arguments)
+    def tests(self, arguments: Sequence[Sequence[Any]]) -> ProgramTests:
+        """Hidden tests: what the right program makes of these arguments."""
+        pairs = zip(arguments, trusted.call(self.function, arguments), strict=True)
         if self.form == FUNCTION:
-            return {"fn_name": "f", "inputs": [list(each) for each in arguments], "outputs": values}
-        lines = ["".join(f"{as_line(value)}\n" for value in each) for each in arguments]
-        pairs = zip(lines, values, strict=True)
-        return {"tests": [{"input": given, "output": f"{value}\n"} for given, value in pairs]}
+            calls = tuple(CallTest(given, {}, [value]) for given, value in pairs)
+            return ProgramTests(calls=calls, function="f")
+        return ProgramTests(
+            tuple(
+                StdinTest("".join(f"{as_line(each)}\n" for each in given), f"{value}\n")
+                for given, value in pairs
+            )
+        )
 
     def _function(self, slipped: bool) -> str:
         return as_function(self.program.parameters, self.program.body(self.constants, slipped))

@@ -1,6 +1,6 @@
 """The code suite: small Python programs, tried in the interpreter and judged by hidden tests."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from elpo_jax.errors import UsageError
@@ -11,6 +11,7 @@ from elpo_jax.tasks.code import trusted
 from elpo_jax.tasks.code.drafting import draw, draw_example, draw_tests
 from elpo_jax.tasks.code.table import PROGRAMS
 from elpo_jax.tasks.code_judge import judge
+from elpo_jax.tasks.code_tests import from_dict
 from elpo_jax.tasks.problems import Call, Problem, ProblemSuite, Solver, split_of
 from elpo_jax.tools.base import Observation
 from elpo_jax.tools.code_interpreter import CodeInterpreter
@@ -71,7 +72,7 @@ class CodeSuite(ProblemSuite):
             kind=kind,
             subject=draft.subject,
             question=draft.question(example),
-            answer={"tests": draft.tests(draw_tests(rng, draft))},
+            answer=asdict(draft.tests(draw_tests(rng, draft))),
             solve=partial(_solve, draft.trial(example), draft.solution),
             hasty=draft.trial(example, slipped=True),
         )
@@ -93,11 +94,11 @@ class CodeSuite(ProblemSuite):
         Raises:
           ToolFailure: the sandbox broke.
         """
-        source = answers.code_block(response)
+        source = answers.last_program(response)
         if source is None:
             return Verdict(False, None)
-        result = judge(self._sandbox, source, task.answer["tests"])
-        return Verdict(result.passed == result.total, source)
+        result = judge(self._sandbox, source, from_dict(task.answer))
+        return Verdict(result.success, source, result.score)
 
 
 def _solve(trial: str, solution: str) -> Solver:
