@@ -167,7 +167,9 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
-    suite = make_suite(config.suite, files.questions, corpus.passages if corpus else None)
+    suite = make_suite(
+        config.suite, files.questions, corpus=corpus.passages if corpus else None
+    )
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)

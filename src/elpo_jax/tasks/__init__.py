@@ -2,11 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from elpo_jax.config import SuiteConfig
 from elpo_jax.errors import UsageError
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks.base import Suite
+from elpo_jax.tasks.code.suite import CodeSuite
 from elpo_jax.tasks.files import KEYS
 from elpo_jax.tasks.math import MathSuite
 from elpo_jax.tasks.question import Question
@@ -16,15 +19,40 @@ Questions = Mapping[str, Sequence[Question]]  # from files, by split
 
 Passages = Sequence[str]  # of a corpus
 
-SUITES: Mapping[str, Callable[[SuiteConfig, Questions, Passages | None], Suite]] = {
-    "math": lambda config, questions, corpus: MathSuite(config.length, questions),
-    "science": lambda config, questions, corpus: ScienceSuite(config.length, config.search, corpus),
+
+@dataclass(frozen=True)
+class Means:
+    """What suites are made of besides their settings.
+
+    Attributes:
+      questions: from files, by split.
+      sandbox: where code runs; None: nowhere.
+      sandbox: where code runs; None will do for a suite that runs none.
+      corpus: passages of the user's file to search; None: there is none.
+    """
+
+    questions: Questions = MappingProxyType({})
+    sandbox: Sandbox | None = None
+    corpus: Passages | None = None
+
+
+def _code_suite(config: SuiteConfig, means: Means) -> Suite:
+    if means.sandbox is None:
+        raise ValueError("make_suite: sandbox: expected one for suite code, got None")
+    return CodeSuite(config.length, means.sandbox)
+
+
+SUITES: Mapping[str, Callable[[SuiteConfig, Means], Suite]] = {
+    "code": _code_suite,
+    "math": lambda config, means: MathSuite(config.length, means.questions),
+    "science": lambda config, means: ScienceSuite(config.length, config.search, means.corpus),
 }
 
 
 def make_suite(
     config: SuiteConfig,
     questions: Questions = MappingProxyType({}),
+    sandbox: Sandbox | None = None,
     corpus: Passages | None = None,
 ) -> Suite:
     """The suite that the configuration names.
@@ -47,7 +75,7 @@ def make_suite(
         raise UsageError(["suite.corpus: expected none without suite.search"])
     if config.search and config.name != "science":
         raise UsageError([f"suite.search: expected false, suite {config.name} doesn't search"])
-    suite = SUITES[config.name](config, questions, corpus)
+    suite = SUITES[config.name](config, Means(questions, sandbox, corpus))
     unread = [split for split in questions if suite.size(split) is None]
     if unread:
         raise UsageError(

@@ -53,12 +53,14 @@ class ProgramTests:
       calls: tests of a function.
       function: its name, or that of a method of the class Solution; '' without calls.
       prefix: source that the row puts before a function's.
+      together: all calls are made in one run, one after another; else each in a run of its own.
     """
 
     stdin: tuple[StdinTest, ...] = ()
     calls: tuple[CallTest, ...] = ()
     function: str = ""
     prefix: str = ""
+    together: bool = False
 
     def __len__(self) -> int:
         return len(self.stdin) + len(self.calls)

@@ -22,7 +22,7 @@ SCRIPT = "script"
 SCRIPT_SHARE = 0.25  # each of its tests costs a fresh process
 FUNCTION_TESTS = 8
 SCRIPT_TESTS = 3
-_ATTEMPTS = 200
+_ATTEMPTS = 1000
 _OPENERS = {
     FUNCTION: ("Write f({}): {}.", "Define f({}): {}."),
     SCRIPT: ("Read {}, print {}.", "Given {}, print {}."),
@@ -98,7 +98,7 @@ class Draft:
         pairs = zip(arguments, trusted.call(self.function, arguments), strict=True)
         if self.form == FUNCTION:
             calls = tuple(CallTest(given, {}, [value]) for given, value in pairs)
-            return ProgramTests(calls=calls, function="f")
+            return ProgramTests(calls=calls, function="f", together=True)
         return ProgramTests(
             tuple(
                 StdinTest("".join(f"{as_line(each)}\n" for each in given), f"{value}\n")

@@ -160,7 +160,10 @@ WORD_LISTS = (
         "how often {v} is in w",
         "return w.count({v})",
         ("w.count({v})", "int({v} in w)"),
-        {"v": _WORD, "w": lambda rng, small: [WORDS[i] for i in rng.integers(0, 12, 3)]},
+        {
+            "v": choice(*(f"'{word}'" for word in WORDS[:4])),
+            "w": lambda rng, small: [WORDS[i] for i in rng.integers(0, 4, 4)],
+        },
     ),
     Program(
         "w",
