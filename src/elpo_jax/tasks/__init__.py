@@ -31,9 +31,9 @@ class Means:
       corpus: passages of the user's file to search; None: there is none.
     """
 
-    questions: Questions = MappingProxyType({})
-    sandbox: Sandbox | None = None
-    corpus: Passages | None = None
+    questions: Questions
+    sandbox: Sandbox | None
+    corpus: Passages | None
 
 
 def _code_suite(config: SuiteConfig, means: Means) -> Suite:
