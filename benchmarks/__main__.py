@@ -10,11 +10,11 @@ from functools import partial
 
 import jax
 
-from benchmarks import forks, generate, machine, record, startup, update
+from benchmarks import forks, generate, machine, overlap, record, startup, update
 from benchmarks.shapes import A, B, Shape, embedded
 
 # Start-up comes first: once this process has an accelerator, others can't have it.
-NAMES = ("startup", "generate", "update", "forks")
+NAMES = ("startup", "generate", "update", "forks", "overlap")
 SLOTS = (1, 16, 64)
 
 
@@ -36,6 +36,8 @@ def entries(name: str, large: bool, repetitions: int) -> list[Callable[[], list[
             lambda: [forks.forks(forks.science(embedded()), repetitions)],
             lambda: [forks.forks(forks.long_prefixes(A, trees=4), repetitions)],
         ]
+    if name == "overlap":
+        return [lambda: overlap.overlap(A, repetitions)]
     shapes, with_peer = [embedded(), A, *([B] if large else [])], not peer_problem()
     if name == "update":
         return [partial(update.updates, shape, repetitions, with_peer) for shape in shapes]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from elpo_jax.rollout.episode import Outcome, Progress, Turn
-from elpo_jax.rollout.tree import Rollout, Step, Tree
-from elpo_jax.tasks.base import Task
+from elpo_jax.rollout.episode import NO_ANSWER, Outcome, Progress, Turn
+from elpo_jax.rollout.tree import Exchange, Rollout, Step, Tree
+from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tools.base import Observation
 
 NEVER = -1  # an end-of-turn token that no policy draws
@@ -41,12 +41,12 @@ class Script:
 
 @dataclass(frozen=True)
 class ScriptedCall:
-    """Stands in for `PendingCall`; its tool answers at once."""
+    """Stands in for `PendingCalls`; its tool answers at once."""
 
     states: Mapping[str, Any]
 
-    def run(self) -> tuple[Mapping[str, Any], Observation]:
-        return self.states, Observation("")
+    def run(self) -> tuple[Mapping[str, Any], list[Observation]]:
+        return self.states, [Observation("")]
 
 
 class ScriptedEnvironment:
@@ -66,13 +66,13 @@ class ScriptedEnvironment:
 
     def begin(self, task: Task, prompt_length: int) -> Progress:
         script = self._scripts[task.id]
-        return Progress(0, prompt_length, {"script": script}, len(script.answers))
+        return Progress(0, 0, prompt_length, prompt_length, {"script": script}, len(script.answers))
 
     def resume(self, tree: Tree, node: int) -> Progress:
         path = tree.path(node)
         begun = self.begin(tree.task, len(tree.prompt))
         length = begun.length + sum(len(tree.nodes[i].step.tokens) for i in path)
-        return replace(begun, turns=len(path), length=length)
+        return replace(begun, turns=len(path), calls=len(path), length=length)
 
     def turn_budget(self, progress: Progress) -> int:
         return progress.states["script"].turns[progress.turns]
@@ -80,7 +80,7 @@ class ScriptedEnvironment:
     def finish_turn(self, progress: Progress, turn: Turn) -> Outcome | ScriptedCall:
         if progress.turns < progress.max_calls:
             return ScriptedCall(progress.states)
-        step = _step(turn, np.zeros(0, np.int32), None, progress.states)
+        step = _step(turn, np.zeros(0, np.int32), (), progress.states)
         return Outcome(step, progress, "answer")
 
     def observe(
@@ -89,15 +89,26 @@ class ScriptedEnvironment:
         turn: Turn,
         pending: ScriptedCall,
         states: Mapping[str, Any],
-        observation: Observation,
+        observations: Sequence[Observation],
     ) -> Outcome:
         answer = progress.states["script"].answers[progress.turns]
         length = progress.length + len(turn.tokens) + len(answer)
         after = replace(progress, turns=progress.turns + 1, length=length)
-        return Outcome(_step(turn, answer, observation, states), after, None)
+        exchanges = tuple(Exchange(None, each) for each in observations)
+        return Outcome(_step(turn, answer, exchanges, states), after, None)
+
+    def verify(self, task: Task, answer: Step) -> Verdict:
+        return NO_ANSWER  # a script's success is drawn by the rollout's ordinal, see `conclude`
 
     def conclude(
-        self, task: Task, ordinal: int, parent: int, steps: Sequence[Step], end: str
+        self,
+        task: Task,
+        ordinal: int,
+        parent: int,
+        steps: Sequence[Step],
+        progress: Progress,
+        end: str,
+        verdict: Verdict,
     ) -> Rollout:
         draw = np.random.default_rng([int(task.id.rpartition("/")[2]), ordinal]).random()
         success = bool(draw < self._success)
@@ -106,7 +117,7 @@ class ScriptedEnvironment:
 
 
 def _step(
-    turn: Turn, answer: np.ndarray, observation: Observation | None, states: Mapping[str, Any]
+    turn: Turn, answer: np.ndarray, exchanges: tuple[Exchange, ...], states: Mapping[str, Any]
 ) -> Step:
     nothing = np.zeros(len(answer), np.float32)
     return Step(
@@ -114,11 +125,9 @@ def _step(
         is_policy=np.arange(len(turn.tokens) + len(answer)) < len(turn.tokens),
         log_probs=np.concatenate([turn.log_probs, nothing]),
         entropies=np.concatenate([turn.entropies, nothing]),
-        is_call=observation is not None,
-        call=None,
-        observation=observation,
+        exchanges=exchanges,
         states=states,
-        is_open=observation is not None,
+        is_open=bool(exchanges),
     )
 
 

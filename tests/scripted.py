@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elpo_jax.rollout.episode import Outcome, Progress
-from elpo_jax.rollout.tree import Rollout, Step
-from elpo_jax.tasks.base import Task
+from elpo_jax.rollout.tree import Exchange, Rollout, Step
+from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tools.base import Observation, ToolFailure
 
 END_OF_TURN = 0
@@ -25,9 +25,13 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence([int(n) & 0xFFFFFFFF for n in numbers]).generate_state(1)[0])
 
 
+def never(seed):
+    return False
+
+
 @dataclass(frozen=True)
 class ScriptedCall:
-    """Stands in for a `PendingCall`: answers after a delay with what depends on the call alone."""
+    """Stands in for `PendingCalls`: answers after a delay with what depends on the call alone."""
 
     seed: int
     delay: float
@@ -41,7 +45,7 @@ class ScriptedCall:
             self.gate.wait()
         if self.breaks(self.seed):
             raise ToolFailure("broken on purpose")
-        return {"calls": self.seed}, Observation(str(self.seed))
+        return {"calls": self.seed}, [Observation(str(self.seed))]
 
 
 class ScriptedEnvironment:
@@ -52,13 +56,15 @@ class ScriptedEnvironment:
       timing.
       breaks: says by its turn's hash, at each try, whether a call breaks.
       hangs: says so of the calls that wait for the environment's `gate`.
+      breaks_verifier: says by its answer's hash, at each try, whether the verifier breaks.
     """
 
-    def __init__(self, delays=(0.0,), breaks=lambda seed: False, hangs=lambda seed: False):
+    def __init__(self, delays=(0.0,), breaks=never, hangs=never, breaks_verifier=never):
         self._timing = np.random.default_rng()
         self._delays = delays
         self._breaks = breaks
         self._hangs = hangs
+        self._breaks_verifier = breaks_verifier
         self.gate = threading.Event()
 
     def prompt_ids(self, task):
@@ -67,12 +73,13 @@ class ScriptedEnvironment:
         return rng.integers(1, 32, 5 + mix(number) % 30).astype(np.int32)
 
     def begin(self, task, prompt_length):
-        return Progress(0, prompt_length, {}, max_calls=3)
+        return Progress(0, 0, prompt_length, prompt_length, {}, max_calls=3)
 
     def resume(self, tree, node):
         path = tree.path(node)
-        length = len(tree.prompt) + sum(len(tree.nodes[i].step.tokens) for i in path)
-        return Progress(len(path), length, tree.nodes[node].step.states, max_calls=3)
+        prompt, turns = len(tree.prompt), len(path)
+        length = prompt + sum(len(tree.nodes[i].step.tokens) for i in path)
+        return Progress(turns, turns, prompt, length, tree.nodes[node].step.states, max_calls=3)
 
     def turn_budget(self, progress):
         return min(MAX_TURN, MAX_LENGTH - progress.length)
@@ -86,34 +93,41 @@ class ScriptedEnvironment:
         delay = float(self._timing.choice(self._delays))
         return ScriptedCall(seed, delay, self._breaks, self._hangs, self.gate)
 
-    def observe(self, progress, turn, pending, states, observation):
+    def observe(self, progress, turn, pending, states, observations):
+        (observation,) = observations
         seed = int(observation.text)
         answer = np.random.default_rng(seed).integers(1, 32, 1 + seed % 22).astype(np.int32)
         length = progress.length + len(turn.tokens) + len(answer)
         if length >= MAX_LENGTH:
             return self._final(progress, turn, "observation")
-        step = self._step(turn, answer, observation, states)
+        step = self._step(turn, answer, (Exchange(None, observation),), states, True)
         after = replace(progress, turns=progress.turns + 1, length=length, states=states)
         return Outcome(step, after, None)
 
-    def conclude(self, task, ordinal, parent, steps, end):
-        success = end == "answer" and mix(*steps[-1].tokens) % 4 == 0
+    def verify(self, task, answer):
+        time.sleep(float(self._timing.choice(self._delays)))
+        seed = mix(*answer.tokens)
+        if self._breaks_verifier(seed):
+            raise ToolFailure("the verifier is broken on purpose")
+        return Verdict(seed % 4 == 0, None)
+
+    def conclude(self, task, ordinal, parent, steps, progress, end, verdict):
+        success = verdict.success
         return Rollout(ordinal, parent, tuple(steps), end, success, 1.0 if success else -1.0, None)
 
     def _final(self, progress, turn, end):
-        step = self._step(turn, np.zeros(0, np.int32), None, progress.states)
-        return Outcome(replace(step, is_call=end != "answer"), progress, end)
+        exchanges = () if end == "answer" else (Exchange(None, None),)
+        step = self._step(turn, np.zeros(0, np.int32), exchanges, progress.states, False)
+        return Outcome(step, progress, end)
 
-    def _step(self, turn, answer, observation, states):
+    def _step(self, turn, answer, exchanges, states, is_open):
         zeros = np.zeros(len(answer), np.float32)
         return Step(
             tokens=np.concatenate([turn.tokens, answer]),
             is_policy=np.arange(len(turn.tokens) + len(answer)) < len(turn.tokens),
             log_probs=np.concatenate([turn.log_probs, zeros]),
             entropies=np.concatenate([turn.entropies, zeros]),
-            is_call=observation is not None,
-            call=None,
-            observation=observation,
+            exchanges=exchanges,
             states=states,
-            is_open=observation is not None,
+            is_open=is_open,
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as entry
-from benchmarks import forks, generate, machine, record, startup, update
+from benchmarks import forks, generate, machine, overlap, record, startup, update
 from benchmarks.compare import comparison
 from benchmarks.compare import main as compare
 from benchmarks.record import Row
@@ -43,6 +43,13 @@ def test_generation_draws_every_token_of_every_slot():
     assert greedy.shape == (3, TINY.new)
     np.testing.assert_array_equal(greedy, sampler(0.0))
     assert (sampler(0.9) != greedy).any()
+
+
+def test_slow_tools_run_side_by_side_or_one_after_the_other():
+    beside, together = overlap.overlap(TINY, repetitions=1, seconds=0.05)
+    assert (len(beside.ours), len(beside.peer)) == (1, 1)
+    assert together.peer[0] >= overlap.ROLLOUTS * 0.05
+    assert together.ours[0] >= 0.05
 
 
 class Peer:

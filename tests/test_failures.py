@@ -21,8 +21,12 @@ DRIFTS = "answered another number than the last tool output"
 def turn(call=None, output=None):
     """A node of a tree document, with arguments as {name: value}."""
     return {
-        "call": call and {"name": "tool", "arguments": call},
-        "observation": output and {"text": output, "error": None},
+        "exchanges": [
+            {
+                "call": call and {"name": "tool", "arguments": call},
+                "observation": output and {"text": output, "error": None},
+            }
+        ]
     }
 
 
@@ -134,9 +138,9 @@ def test_the_most_telling_trait_leads():
     assert not found.telling  # 2 of 12 against 0 of 12 is chance
     documents = evaluation(lambda n: False, lambda n: False)
     for number in range(12, 22):
-        call = documents[number]["nodes"][0]["call"]
+        call = documents[number]["nodes"][0]["exchanges"][0]["call"]
         call["arguments"] = {"x": f"2+{number * 11}", "y": "gold"}
-    documents[3]["nodes"][0]["call"]["arguments"] = {"y": "gold"}
+    documents[3]["nodes"][0]["exchanges"][0]["call"]["arguments"] = {"y": "gold"}
     found = sorted_out(documents)
     assert [trait[:3] for trait in found.telling] == [(MADE_UP, 10, 0), (NOT_NAMED, 10, 1)]
 

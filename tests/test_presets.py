@@ -105,7 +105,7 @@ def test_the_numbers_are_the_papers(preset):
     episode, rollout = config.episode, config.rollout
     assert (episode.max_length, episode.max_turn_tokens) == (2_560 + 20_480, 20_480)
     assert (episode.max_turns, episode.max_calls, episode.spare_calls) == (16, 15, None)
-    assert (episode.tool_seconds, config.suite.reward) == (30.0, "plus_minus_one")
+    assert (episode.tool_seconds, config.reward.terms) == (30.0, ("plus_minus_one",))
     assert (rollout.budget, rollout.max_failed, rollout.beta) == (16, 3, 5.0)
     assert (rollout.min_suffixes, rollout.max_suffixes) == (1, 3)
     assert config.credit.lambda_tree == 0.5

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("browser") / "run")
     tree = document(searched_tree("train/9"), decode=lambda ids: ATTACK)
     tree["task"]["question"] = ATTACK
-    tree["nodes"][0]["observation"]["text"] = ATTACK
+    tree["nodes"][0]["exchanges"][0]["observation"]["text"] = ATTACK
     write_trees(folder.step_trees(4), [document(searched_tree("train/8")), tree])
     write_report(folder)
     return folder

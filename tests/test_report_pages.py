@@ -60,10 +60,9 @@ def hostile(tmp_path_factory):
     tree = document(searched_tree(HOSTILE), decode=lambda ids: HOSTILE)
     tree["task"] |= {"kind": HOSTILE, "question": HOSTILE, "answer": {HOSTILE: HOSTILE}}
     for node in tree["nodes"]:
-        if node["call"]:
-            node["call"] = {"name": HOSTILE, "arguments": {HOSTILE: [HOSTILE]}}
-        if node["observation"]:
-            node["observation"] = {"text": HOSTILE, "error": HOSTILE}
+        for exchange in node["exchanges"]:
+            exchange["call"] = {"name": HOSTILE, "arguments": {HOSTILE: [HOSTILE]}}
+            exchange["observation"] = {"text": HOSTILE, "error": HOSTILE}
     for leaf in tree["leaves"]:
         leaf |= {"answer": HOSTILE, "end": leaf["end"] if leaf["success"] else HOSTILE}
     write_trees(folder.step_trees(4), [tree])

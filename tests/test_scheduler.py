@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripted import END_OF_TURN, MAX_LENGTH, ScriptedEnvironment, task
+from scripted import END_OF_TURN, MAX_LENGTH, ScriptedEnvironment, mix, task
 
 from elpo_jax.config import EpisodeConfig, MeshConfig, PolicyConfig, RolloutConfig, SamplerConfig
 from elpo_jax.policy.build import make_decoder
@@ -206,14 +206,15 @@ def test_a_tool_that_breaks_once_costs_nothing_but_a_retry(grow, grown):
         assert_same_tree(one, other)
 
 
+def observations(tree):
+    """The newest observation of each rollout with a call."""
+    return {n.ordinal: int(seen.text) for n in tree.nodes for seen in n.step.observations}
+
+
 def test_a_rollout_whose_tool_stays_broken_is_replaced_under_the_next_ordinal(grow):
     strategy = partial(independent, config=RolloutConfig(budget=6))
     whole, _ = grow([1], strategy=strategy)
-    calls = {
-        node.ordinal: int(node.step.observation.text)
-        for node in whole[0].nodes
-        if node.step.observation
-    }
+    calls = observations(whole[0])
     victim = sorted(calls)[0]
     trees, summary = grow([1], ScriptedEnvironment(breaks={calls[victim]}.__contains__), strategy)
     assert summary.dropped_rollouts == 1
@@ -226,7 +227,7 @@ def test_a_rollout_whose_tool_stays_broken_is_replaced_under_the_next_ordinal(gr
 def test_a_rollout_whose_tool_hangs_is_replaced_too(grow):
     strategy = partial(independent, config=RolloutConfig(budget=6))
     whole, _ = grow([1], strategy=strategy)
-    calls = {n.ordinal: int(n.step.observation.text) for n in whole[0].nodes if n.step.observation}
+    calls = observations(whole[0])
     victim = sorted(calls)[0]
     environment = ScriptedEnvironment(hangs={calls[victim]}.__contains__)
     try:
@@ -240,6 +241,20 @@ def test_a_rollout_whose_tool_hangs_is_replaced_too(grow):
     assert [leaf.ordinal for leaf in trees[0].leaves] == [o for o in range(7) if o != victim]
     broken, _ = grow([1], ScriptedEnvironment(breaks={calls[victim]}.__contains__), strategy)
     assert_same_tree(broken[0], trees[0])
+
+
+def test_a_rollout_whose_verifier_stays_broken_is_replaced_too(grow):
+    strategy = partial(independent, config=RolloutConfig(budget=6))
+    (whole,), _ = grow([1], strategy=strategy)
+    answered = [leaf for leaf in whole.leaves if leaf.end == "answer"]
+    victim = answered[0]
+    seed = mix(*whole.nodes[victim.node].step.tokens)
+    environment = ScriptedEnvironment(breaks_verifier={seed}.__contains__)
+    (tree,), summary = grow([1], environment, strategy)
+    assert (summary.dropped_rollouts, summary.dropped_tasks) == (1, 0)
+    assert summary.last_failure == "the verifier is broken on purpose"
+    ordinals = [leaf.ordinal for leaf in tree.leaves]
+    assert ordinals == [o for o in range(7) if o != victim.ordinal]
 
 
 def test_an_interruption_is_seen_while_all_wait_for_a_tool(engine, params):

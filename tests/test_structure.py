@@ -70,6 +70,7 @@ LAYERS = {
         "progress",
         "report",
         "rollout",
+        "sandbox",
         "tasks",
         "tools",
         "validation",

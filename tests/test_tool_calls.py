@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import PROPERTY
 
-from elpo_jax.rollout.tool_calls import CallParser
+from elpo_jax.rollout.tool_calls import ALL, CallParser
 from elpo_jax.rollout.tree import ToolCall
 from elpo_jax.tools.base import Observation
 from elpo_jax.tools.call_forms import FORMS, LLAMA3, LLAMA3_TAG
@@ -38,6 +38,13 @@ ANYTHING = FakeTool("anything", {"type": "object"})
 PARSER = CallParser([PYTHON, ANYTHING])
 
 
+def only(requests):
+    """The request of a turn with one."""
+    (request,) = requests.calls
+    assert not requests.has_more
+    return request
+
+
 def turn(call, before="", after=""):
     return f"{before}<tool_call>\n{call}\n</tool_call>{after}"
 
@@ -50,7 +57,7 @@ def wrap(arguments, name="python"):
     "text", ["", "The answer is 4.", "</tool_call>", "<tool_call", "< tool_call>"]
 )
 def test_a_turn_without_a_call_is_an_answer(text):
-    assert PARSER.parse(text) is None
+    assert PARSER.parse(text) == ((), False)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +70,17 @@ def test_a_turn_without_a_call_is_an_answer(text):
     ],
 )
 def test_calls_are_found(text):
-    assert PARSER.parse(text) == ToolCall("python", {"code": "1"})
+    assert only(PARSER.parse(text)) == ToolCall("python", {"code": "1"})
 
 
 def test_a_string_may_hold_the_closing_tag():
     code = 'print("</tool_call>")\n<tool_call>{}'
-    assert PARSER.parse(turn(wrap({"code": code}))) == ToolCall("python", {"code": code})
+    assert only(PARSER.parse(turn(wrap({"code": code})))) == ToolCall("python", {"code": code})
 
 
 def test_code_may_hold_raw_newlines_and_tabs():
     text = turn('{"name": "python", "arguments": {"code": "if 1:\n\tprint(2)"}}')
-    assert PARSER.parse(text) == ToolCall("python", {"code": "if 1:\n\tprint(2)"})
+    assert only(PARSER.parse(text)) == ToolCall("python", {"code": "if 1:\n\tprint(2)"})
 
 
 @PROPERTY
@@ -97,7 +104,7 @@ def test_code_may_hold_raw_newlines_and_tabs():
 )
 def test_any_arguments_are_read_as_written(arguments, ensure_ascii):
     text = json.dumps({"name": "anything", "arguments": arguments}, ensure_ascii=ensure_ascii)
-    assert PARSER.parse(turn(text)) == ToolCall("anything", arguments)
+    assert only(PARSER.parse(turn(text))) == ToolCall("anything", arguments)
 
 
 GOOD = wrap({"code": "1"})
@@ -115,7 +122,8 @@ NESTED = "[" * 100_000 + "]" * 100_000
         (f"<tool_call>\n{GOOD},</tool_call>", "expected </tool_call> after the JSON object"),
         (f"<tool_call>\n{GOOD}}}</tool_call>", "expected </tool_call> after the JSON object"),
         (turn(GOOD, after=" It is 4."), "expected the turn to end after </tool_call>"),
-        (turn(GOOD, after="\n" + turn(GOOD)), "expected the turn to end after </tool_call>"),
+        (turn(GOOD, after="\n</tool_call>"), "expected the turn to end after </tool_call>"),
+        (turn(GOOD, after="\n<tool_response>\n4"), "expected the turn to end after </tool_call>"),
         (turn(turn(GOOD)), "Expecting value (char 0)"),
         (turn(f"[{GOOD}]"), 'expected an object with "name" and "arguments"'),
         (turn('"python"'), 'expected an object with "name" and "arguments"'),
@@ -135,7 +143,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
     ],
 )
 def test_malformed_calls(text, message):
-    error = PARSER.parse(text)
+    error = only(PARSER.parse(text))
     assert isinstance(error, Observation)
     assert error.error == "malformed_call"
     assert error.text.startswith("error: malformed call: ")
@@ -144,7 +152,7 @@ def test_malformed_calls(text, message):
 
 @pytest.mark.parametrize("name", ["pyhton", "", "Python", "python ", "__class__"])
 def test_unknown_tools(name):
-    assert PARSER.parse(turn(wrap({}, name))) == Observation(
+    assert only(PARSER.parse(turn(wrap({}, name)))) == Observation(
         f"error: unknown tool: {name.strip()}", "unknown_tool"
     )
 
@@ -160,17 +168,45 @@ def test_unknown_tools(name):
     ],
 )
 def test_arguments_that_do_not_fit_the_schema(arguments, message):
-    assert PARSER.parse(turn(wrap(arguments))) == Observation(
+    assert only(PARSER.parse(turn(wrap(arguments)))) == Observation(
         f"error: bad arguments: {message}", "bad_arguments"
     )
 
 
 def test_error_messages_are_one_short_line():
     for call in (wrap({"code": ["x\n" * 50_000]}), wrap({}, "no\n\nsuch\u2028tool " * 5000)):
-        error = PARSER.parse(turn(call))
+        error = only(PARSER.parse(turn(call)))
         assert len(error.text.splitlines()) == 1
         assert len(error.text) < 200
         assert error.text.endswith("...")
+
+
+SEVERAL = turn(GOOD) + "\n" + turn(wrap({"code": "2"}))
+BOTH = (ToolCall("python", {"code": "1"}), ToolCall("python", {"code": "2"}))
+ALL_PARSER = CallParser([PYTHON, ANYTHING], calls=ALL)
+
+
+def test_several_calls():
+    assert PARSER.parse(SEVERAL) == (BOTH[:1], True)
+    assert ALL_PARSER.parse(SEVERAL) == (BOTH, False)
+    assert ALL_PARSER.parse(turn(GOOD)) == (BOTH[:1], False)
+    assert ALL_PARSER.parse("no call") == ((), False)
+
+
+def test_a_wrong_call_among_several():
+    wrong = wrap({"code": 3})
+    first, second, third = ALL_PARSER.parse(turn(wrong) + turn(wrap({}, "x")) + turn(GOOD)).calls
+    assert (first.error, second.error, third) == ("bad_arguments", "unknown_tool", BOTH[0])
+    (error,), has_more = PARSER.parse(turn(wrong) + turn(GOOD))
+    assert (error.error, has_more) == ("bad_arguments", True)
+
+
+@pytest.mark.parametrize("after", ["<tool_call>", turn("{]"), turn(GOOD, after="4")])
+def test_nothing_is_looked_for_behind_a_malformed_call(after):
+    good, bad = ALL_PARSER.parse(turn(GOOD) + after).calls
+    assert (good, bad.error) == (BOTH[0], "malformed_call")
+    assert PARSER.parse(turn(GOOD) + after) == (BOTH[:1], True)
+    assert len(ALL_PARSER.parse(after + turn(GOOD)).calls) == 1
 
 
 @PROPERTY
@@ -178,9 +214,13 @@ def test_error_messages_are_one_short_line():
 def test_every_turn_is_an_answer_a_call_or_an_error(parts):
     text = "".join(parts)
     parsed = PARSER.parse(text)
-    assert (parsed is None) == ("<tool_call>" not in text)
-    if isinstance(parsed, ToolCall):
-        assert text.partition("<tool_call>")[2].strip() == f"{GOOD}</tool_call>" or "\n" in text
+    assert (not parsed.calls) == ("<tool_call>" not in text)
+    if parsed.calls and isinstance(parsed.calls[0], ToolCall):
+        after = text.partition("<tool_call>")[2].strip().removeprefix(GOOD).strip()
+        assert after.startswith("</tool_call>")
+        rest = after.removeprefix("</tool_call>").strip()
+        assert rest.startswith("<tool_call>") == parsed.has_more
+        assert parsed.has_more or not rest
 
 
 # --- The Llama-3 form -------------------------------------------------------------------------
@@ -207,7 +247,7 @@ def llama(arguments, name="python"):
     ],
 )
 def test_llama_answers(text):
-    assert LLAMA.parse(text) is None
+    assert LLAMA.parse(text) == ((), False)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +260,7 @@ def test_llama_answers(text):
     ],
 )
 def test_llama_calls_are_found(text):
-    assert LLAMA.parse(text) == ToolCall("python", {"code": "1"})
+    assert only(LLAMA.parse(text)) == ToolCall("python", {"code": "1"})
 
 
 @pytest.mark.parametrize(
@@ -240,14 +280,14 @@ def test_llama_calls_are_found(text):
     ],
 )
 def test_malformed_llama_calls(text, message):
-    error = LLAMA.parse(text)
+    error = only(LLAMA.parse(text))
     assert error.error == "malformed_call"
     assert message in error.text
 
 
 def test_llama_calls_are_checked_as_others():
-    assert LLAMA.parse(llama({}, "pyhton")).error == "unknown_tool"
-    assert LLAMA.parse(llama({})).error == "bad_arguments"
+    assert only(LLAMA.parse(llama({}, "pyhton"))).error == "unknown_tool"
+    assert only(LLAMA.parse(llama({}))).error == "bad_arguments"
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -255,7 +295,7 @@ def test_llama_calls_are_checked_as_others():
 @given(arguments=st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())))
 def test_what_is_written_is_read(form, arguments):
     parser = CallParser([ANYTHING], form)
-    assert parser.parse(form.write("anything", arguments)) == ToolCall("anything", arguments)
+    assert only(parser.parse(form.write("anything", arguments))) == ToolCall("anything", arguments)
 
 
 def test_forms_as_templates_write_them():
@@ -266,7 +306,7 @@ def test_forms_as_templates_write_them():
         "llama3": call,
         "llama3_tag": f"<|python_tag|>{call}",
     }
-    assert CallParser([ANYTHING], LLAMA3_TAG).parse(llama({}, "anything"))
+    assert only(CallParser([ANYTHING], LLAMA3_TAG).parse(llama({}, "anything")))
 
 
 def test_tools_are_checked_at_construction():

@@ -82,7 +82,7 @@ def test_the_document_of_a_tree():
     credit = tree_advantages(tree, CreditConfig())
     document = to_json(tree, credit._asdict(), decode=decode)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["format"] == FORMAT == "elpo_jax.tree/1"
+    assert document["format"] == FORMAT == "elpo_jax.tree/2"
     assert document["task"] == {
         "id": "train/0", "kind": "ratio", "question": "How heavy?", "answer": {"value": 1},
         "calls": 2,
@@ -90,20 +90,24 @@ def test_the_document_of_a_tree():
     assert document["prompt"] == {"text": "7 8 9", "tokens": 3}
     first, second, last, branch, _ = document["nodes"]
     assert {name: first[name] for name in first if name != "credit"} == {
-        "id": 0, "parent": -1, "depth": 1, "ordinal": 0, "text": "0 1", "is_call": True,
-        "call": {"name": "lookup", "arguments": {"element": "He"}},
-        "observation": {"text": "42", "error": None}, "is_open": True,
+        "id": 0, "parent": -1, "depth": 1, "ordinal": 0, "text": "0 1", "is_open": True,
+        "exchanges": [
+            {
+                "call": {"name": "lookup", "arguments": {"element": "He"}},
+                "observation": {"text": "42", "error": None},
+            }
+        ],
         "policy_tokens": 2, "environment_tokens": 3, "mean_entropy": 1.5,
         "trajectories": 2, "critical": False, "elc": False, "reward": None, "success": None,
     }  # fmt: skip
-    assert second["observation"] == {"text": "42", "error": "bad_arguments"}
+    assert second["exchanges"][0]["observation"] == {"text": "42", "error": "bad_arguments"}
     assert (second["critical"], second["elc"], last["elc"], branch["elc"]) == (
         True,
         True,
         True,
         False,
     )
-    assert (last["call"], last["observation"], last["reward"]) == (None, None, -1.1)
+    assert (last["exchanges"], last["reward"]) == ([], -1.1)
     assert (branch["reward"], branch["success"]) == (1.0, True)
     for node in document["nodes"]:
         expected = {name: values[node["id"]] for name, values in credit._asdict().items()}
@@ -139,9 +143,10 @@ def test_documents_are_strict_json_whatever_the_policy_wrote():
     document = to_json(tree, decode=decode)
     node = json.loads(json.dumps(document, allow_nan=False))["nodes"][0]
     assert node["mean_entropy"] is None
-    assert node["call"]["arguments"]["x"] is None
-    assert node["call"]["arguments"]["y"] == [None, 1.5, None, True]
-    assert json.dumps(node["call"]["arguments"]["deep"]).count("[") < MAX_DEPTH
+    stored = node["exchanges"][0]["call"]["arguments"]
+    assert stored["x"] is None
+    assert stored["y"] == [None, 1.5, None, True]
+    assert json.dumps(stored["deep"]).count("[") < MAX_DEPTH
 
 
 def test_wrong_documents_and_advantages():
@@ -149,7 +154,7 @@ def test_wrong_documents_and_advantages():
         ValueError, match=r"advantages\['branch'\]: expected shape \(5,\), got \(4,\)"
     ):
         to_json(small_tree(), {"branch": np.zeros(4)}, decode=decode)
-    with pytest.raises(ValueError, match=r"expected format 'elpo_jax.tree/1', got None"):
+    with pytest.raises(ValueError, match=r"expected format 'elpo_jax.tree/2', got None"):
         skeleton({})
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import settings
 
 from elpo_jax.rollout.controller import Controller, Wave
-from elpo_jax.rollout.tree import ROOT, Rollout, Step, ToolCall, Tree
+from elpo_jax.rollout.tree import ROOT, Exchange, Rollout, Step, ToolCall, Tree
 from elpo_jax.tasks.base import Task
 from elpo_jax.tools.base import Observation
 
@@ -31,22 +31,20 @@ def call_step(
         entropies,
         environment,
         is_open=is_open,
-        call=ToolCall("lookup", arguments or {}),
-        observation=Observation("42", error),
+        exchanges=(Exchange(ToolCall("lookup", arguments or {}), Observation("42", error)),),
     )
 
 
 def answer_step(entropies: Sequence[float] = (1.0,)) -> Step:
     """A turn without a call: the answer, or a turn that a cap cut short."""
-    return _step(entropies, 0, is_open=False, call=None, observation=None)
+    return _step(entropies, 0, is_open=False, exchanges=())
 
 
 def _step(
     entropies: Sequence[float],
     environment: int,
     is_open: bool,
-    call: ToolCall | None,
-    observation: Observation | None,
+    exchanges: tuple[Exchange, ...],
 ) -> Step:
     size = len(entropies) + environment
     is_policy = np.arange(size) < len(entropies)
@@ -55,9 +53,7 @@ def _step(
         is_policy=is_policy,
         log_probs=np.where(is_policy, -0.5, 0.0).astype(np.float32),
         entropies=np.array([*entropies, *[0.0] * environment], np.float32),
-        is_call=call is not None,
-        call=call,
-        observation=observation,
+        exchanges=exchanges,
         states={},
         is_open=is_open,
     )

@@ -89,7 +89,6 @@ def cache_folder(components: Components) -> Path:
     if components.config.policy.checkpoint:
         settings["policy"]["checkpoint"] = _fingerprint(components.config.policy.checkpoint)
     del settings["sft"]["cache_dir"]
-    del settings["suite"]["reward"]
     settings["suite"]["corpus"] = components.corpus.digest if components.corpus else ""
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import get_reward
+from elpo_jax.tasks.rewards import reward
 from elpo_jax.tools.corpus import Corpus, read_corpus
 from elpo_jax.validation import validate_mesh
 
@@ -167,16 +167,14 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
-    suite = make_suite(
-        config.suite, files.questions, corpus=corpus.passages if corpus else None
-    )
+    suite = make_suite(config.suite, files.questions, corpus=corpus.passages if corpus else None)
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)
     chat = make_chat(config.policy, [tool.schema for tool in suite.tools])
     model = make_decoder(config.policy, chat.tokenizer.vocab_size, mesh)
     validate_mesh(replace(config, mesh=filled(config.mesh, mesh.size)), model.architecture)
-    environment = Environment(suite, chat, config.episode, get_reward(config.suite.reward))
+    environment = Environment(suite, chat, config.episode, partial(reward, config=config.reward))
     max_length = config.episode.max_length
     return Components(
         config=config,

@@ -25,9 +25,16 @@ class SuiteConfig:
 
     name: str = "science"
     length: str = "short"
-    reward: str = "plus_minus_one"  # or 'zero_one'
     search: bool = False  # science: facts are searched in a corpus instead of looked up
     corpus: str = ""  # rows {title?, text} to search instead of the suite's own facts
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """A sum of terms (see `tasks.rewards`). Success is the verifier's, whatever the reward."""
+
+    terms: tuple[str, ...] = ("plus_minus_one",)
+    overlong_buffer: int = 4096  # tokens before the end of an episode in which 'overlong' grows
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,22 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
+class SandboxConfig:
+    """Where the policy's code runs, and what a snippet may use."""
+
+    workers: int = 0  # snippets at once; 0: as many as sampler.tool_workers
+    cpu_seconds: float = 10.0  # rounded up to whole seconds
+    wall_seconds: float = 20.0
+    memory_mb: int = 1024  # beyond what the loaded modules take
+    output_kb: int = 1024  # of each of stdout and stderr
+    disk_mb: int = 64
+    files: int = 1000
+    session: bool = False  # code_interpreter keeps variables from call to call
+    tier: str = "auto"  # the strongest that holds, or a certain one: 'T1', 'T2' or 'T3'
+    allow_unsafe: bool = False  # run code even where nothing keeps it from this machine
+
+
+@dataclass(frozen=True)
 class EpisodeConfig:
     """Caps of an episode. Lengths are tokens; `max_length` includes the prompt."""
 
@@ -120,8 +143,10 @@ class EpisodeConfig:
     max_length: int = 384
     max_turn_tokens: int = 128
     max_observation_chars: int = 1024
+    calls_in_turn: str = "first"  # of a turn with several: 'first' or 'all', which are run
     tool_retries: int = 2  # of a call whose tool broke, before the rollout is dropped
     tool_seconds: float = 30.0  # a call's time by the clock, its retries included
+    verify_seconds: float = 120.0  # the same for the verifier of an answer
     max_drops: int = 3  # dropped rollouts after which a task leaves the batch
 
 
@@ -226,10 +251,12 @@ class Config:
     seed: int = 0
     algorithm: str = "elpo"
     suite: SuiteConfig = field(default_factory=SuiteConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     data: DataConfig = field(default_factory=DataConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)

@@ -175,11 +175,9 @@ def report(trees: Sequence[Tree], seed: int) -> dict[str, Any]:
     steps = [node.step for tree in trees for node in tree.nodes]
     rollouts = sum(len(tree.leaves) for tree in trees)
     successes = sum(sum(wins) for _, wins in outcomes)
-    calls = sum(step.is_call for step in steps)
+    calls = sum(len(step.exchanges) for step in steps)
     tool_tokens = sum(int((~step.is_policy).sum()) for step in steps)
-    errors = sum(
-        step.observation is not None and step.observation.error is not None for step in steps
-    )
+    errors = sum(seen.error is not None for step in steps for seen in step.observations)
     return {
         "tasks": len(trees),
         "samples": samples,

@@ -13,8 +13,10 @@ from elpo_jax.policy.architecture import LORA_TARGETS, REMAT, Architecture
 from elpo_jax.policy.tokenizer import EMBEDDED, tokenizer_file
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
+from elpo_jax.rollout.tool_calls import ALL, FIRST
+from elpo_jax.sandbox.base import Tier
 from elpo_jax.tasks.formats import FORMATS
-from elpo_jax.tasks.rewards import REWARDS
+from elpo_jax.tasks.rewards import TERMS
 
 
 class Range(NamedTuple):
@@ -32,6 +34,7 @@ PROBABILITY = Range(lambda x: 0 < x <= 1, "a number above 0 and up to 1")
 DECAY = Range(lambda x: 0 <= x < 1, "a number from 0 and below 1")
 AT_LEAST_TWO = Range(lambda x: x >= 2, "2 or more")
 EVEN = Range(lambda x: x >= 2 and x % 2 == 0, "an even number, 2 or more")
+SOME = Range(lambda x: len(x) > 0, "at least one")
 SEED = Range(lambda x: 0 <= x < 2**32, "an integer from 0 to 2**32 - 1")
 ASCENDING = Range(
     lambda x: len(x) > 0 and x[0] >= 1 and all(a < b for a, b in pairwise(x)),
@@ -90,6 +93,15 @@ RANGES = {
     "sampler.top_p": PROBABILITY,
     "sampler.top_k": NOT_NEGATIVE,
     "sampler.tool_workers": AT_LEAST_ONE,
+    "reward.terms": SOME,
+    "reward.overlong_buffer": AT_LEAST_ONE,
+    "sandbox.workers": NOT_NEGATIVE,
+    "sandbox.cpu_seconds": POSITIVE,
+    "sandbox.wall_seconds": POSITIVE,
+    "sandbox.memory_mb": AT_LEAST_ONE,
+    "sandbox.output_kb": AT_LEAST_ONE,
+    "sandbox.disk_mb": AT_LEAST_ONE,
+    "sandbox.files": AT_LEAST_ONE,
     "episode.max_turns": AT_LEAST_ONE,
     "episode.max_calls": NOT_NEGATIVE,
     "episode.spare_calls": NOT_NEGATIVE,
@@ -98,6 +110,7 @@ RANGES = {
     "episode.max_observation_chars": AT_LEAST_TWO,  # a head and a tail
     "episode.tool_retries": NOT_NEGATIVE,
     "episode.tool_seconds": POSITIVE,
+    "episode.verify_seconds": POSITIVE,
     "episode.max_drops": AT_LEAST_ONE,
     "rollout.budget": AT_LEAST_ONE,
     "rollout.max_failed": AT_LEAST_ONE,
@@ -136,8 +149,9 @@ RANGES = {
 
 NAMES: Mapping[str, Collection[str]] = {
     "suite.length": ("short", "long"),
-    "suite.reward": REWARDS,
     "data.format": FORMATS,
+    "sandbox.tier": ("auto", Tier.T1, Tier.T2, Tier.T3),
+    "episode.calls_in_turn": (FIRST, ALL),
     "policy.dtype": ("float32", "bfloat16"),
     "policy.param_dtype": ("float32", "bfloat16"),
     "policy.remat": REMAT,
@@ -188,6 +202,11 @@ def validate(
         value = get(config, key)
         if value is not None and value not in names:
             problems.append(unknown_name(key, value, names))
+    problems += [
+        unknown_name("reward.terms", name, TERMS)
+        for name in config.reward.terms
+        if name not in TERMS
+    ]
     # Relations between values that are wrong by themselves would only repeat the complaint.
     wrong = {problem.partition(":")[0] for problem in problems}
     problems += [line for line in _unread(config) if line.partition(":")[0] not in wrong]
@@ -313,6 +332,7 @@ _OVER_TENSOR = ("policy.num_heads", "policy.num_kv_heads", "policy.mlp_dim")
 _RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
     ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),
     ("sampler.fork_rows", "sampler.rows", lambda a, b: a <= b, "at most"),
+    ("sandbox.wall_seconds", "episode.tool_seconds", lambda a, b: a < b, "less than"),
     ("episode.max_turn_tokens", "episode.max_length", lambda a, b: a <= b, "at most"),
     ("rollout.min_suffixes", "rollout.max_suffixes", lambda a, b: a <= b, "at most"),
     ("loss.eps_elc", "loss.eps_low", lambda a, b: a + b <= 1, "at most 1 together with"),

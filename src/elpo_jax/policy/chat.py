@@ -29,6 +29,8 @@ class Chat:
       end_of_turn: the id that ends an assistant turn.
       call_form: how the template writes tool calls.
       around_tool: the texts before and after a tool result, see `tool_result_ids`.
+      between_tools: the text between the results of a turn's calls; None where the template has no
+        place for several.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Chat:
         self.end_of_turn = self._layout.end_of_turn
         self.call_form: CallForm = self._layout.call_form
         self.around_tool = self._layout.around_tool
+        self.between_tools = self._layout.between_tools
         head, tail = self.around_tool
         self._around_tool_ids = self._trusted(head), self._trusted(tail)
+        self._between_tools_ids = self._trusted(self.between_tools or "")
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to and with the header of the next assistant turn.
@@ -86,13 +90,25 @@ class Chat:
         check_holes(split_holes(rendered)[1], messages)
         return self._told(rendered, messages)
 
-    def tool_result_ids(self, text: str) -> list[int]:
-        """Ids from behind the end-of-turn token of a call to the first of the next assistant turn.
+    def tool_result_ids(self, *texts: str) -> list[int]:
+        """Ids from behind the end-of-turn token of a turn with calls to the first of the next turn.
 
-        Control strings in `text` stay text.
+        Control strings in `texts` stay text.
+
+        Args:
+          texts: the result of each call, in order.
+
+        Raises:
+          ValueError: for several where the template has no place for them, or none.
         """
+        if not texts or (len(texts) > 1 and self.between_tools is None):
+            raise ValueError(f"tool_result_ids: expected one text, got {len(texts)}")
         head, tail = self._around_tool_ids
-        return [*head, *self._content({"role": "tool", "content": text}), *tail]
+        ids = list(head)
+        for number, text in enumerate(texts):
+            ids += self._between_tools_ids if number else []
+            ids += self._content({"role": "tool", "content": text})
+        return [*ids, *tail]
 
     def demonstration(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """A whole conversation, put together as an episode is.

@@ -41,6 +41,8 @@ class Layout:
       after: what follows it where the turn is the last message.
       around_tool: what stands before a tool result, from behind the end of the turn that called,
         and after it, with the header of the next turn.
+      between_tools: what stands between the results of one turn's calls; None where the template
+        has no place for several.
       contents: by role 'user' and 'tool', what becomes of a content.
       call_form: how tool calls are written.
     """
@@ -49,6 +51,7 @@ class Layout:
     ending: str
     after: str
     around_tool: tuple[str, str]
+    between_tools: str | None
     contents: Mapping[str, ContentForm]
     call_form: CallForm
 
@@ -96,6 +99,7 @@ def derive_layout(
         ending=ending,
         after=last.removeprefix(ending),
         around_tool=around_tool,
+        between_tools=_between_tools(template, tools, [before, between, tail]),
         contents={
             "user": _content_form(template, tools, [_PROMPT[0]], "user"),
             "tool": _content_form(template, tools, [*_PROMPT, _said("a")], "tool"),
@@ -140,6 +144,25 @@ def _end_of_turn(between: str, tokenizer: Tokenizer) -> tuple[int, str]:
             f"tokenizer, got {between!r} after one"
         )
     return first[0], text
+
+
+def _between_tools(
+    template: Template, tools: Sequence[Mapping[str, Any]], around: Sequence[str]
+) -> str | None:
+    """What stands between neighbouring tool results; None where the template has no place for them.
+
+    Args:
+      template: the template.
+      tools: function schemas for the system turn.
+      around: what stands before and after the turn that called, and after a single result.
+    """
+    messages = [*_PROMPT, _said(hole(0)), _result(hole(1)), _result(hole(2))]
+    try:
+        texts, numbers = split_holes(template.render(messages, tools))
+    except ValueError:
+        return None
+    is_same = numbers == [0, 1, 2] and [*texts[:2], texts[3]] == list(around)
+    return texts[2] if is_same else None
 
 
 def _content_form(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from elpo_jax.report.origins import Origins, drifts, origins
+from elpo_jax.report.origins import Origins, drifts, origins, outputs
 from elpo_jax.report.run import Document
 from elpo_jax.report.words import answer
 
@@ -99,9 +99,9 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
     task = document["task"]
     for leaf in document["leaves"]:
         nodes = [document["nodes"][i] for i in path(document, leaf["node"])]
-        seen = [node["observation"] for node in nodes if node["observation"]]
-        first = next((each for each in seen if each["error"]), None)
-        calls = [str(node["call"]) for node in nodes if node["call"]]
+        exchanges = [each for node in nodes for each in node["exchanges"]]
+        first = first_error(exchanges)
+        calls = [str(each["call"]) for each in exchanges if each["call"]]
         yield Episode(
             task=task["id"],
             kind=task["kind"],
@@ -111,9 +111,9 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
             given=leaf["answer"],
             success=leaf["success"],
             mode=_mode(leaf),
-            error=first and first["error"],
+            error=first["error"] if first else None,
             error_text=first["text"] if first else "",
-            calls=sum(node["is_call"] for node in nodes),
+            calls=len(exchanges),
             repeats=len(set(calls)) < len(calls),
             solver_calls=task.get("calls"),
             origins=origins(document["prompt"]["text"] + task["question"], nodes),
@@ -131,12 +131,12 @@ def criticals(number: int, document: Document) -> Iterator[Critical]:
         if not found["resolved"]:
             continue
         nodes = document["nodes"]
-        calls = sum(nodes[i]["is_call"] for i in path(document, found["leaf"]))
+        calls = sum(bool(nodes[i]["exchanges"]) for i in path(document, found["leaf"]))
         node = nodes[found["critical_node"]]
         yield Critical(
             position=found["low"] / (calls + 1),
             does=does(node, ends.get(found["critical_node"])),
-            error=bool(node["observation"] and node["observation"]["error"]),
+            error=first_error(node["exchanges"]) is not None,
             tree=number,
             node=found["critical_node"],
         )
@@ -150,23 +150,28 @@ def does(node: Document, end: str | None) -> str:
       end: why the trajectory ended with it; None if it went on.
 
     Returns:
-      A tool's name, 'malformed call', 'answer', or 'cut turn' where a cap left neither.
+      The first call's tool, 'malformed call', 'answer', or 'cut turn' where a cap left neither.
     """
-    if node["call"]:
-        return node["call"]["name"]
-    if node["is_call"]:
-        return "malformed call"
+    if node["exchanges"]:
+        call = node["exchanges"][0]["call"]
+        return call["name"] if call else "malformed call"
     return "answer" if end == "answer" else "cut turn"
 
 
 def turn(node: Document) -> Turn:
     """A turn as a line: 'calculator (77.0/200.59)' and what it returned."""
-    seen = node["observation"]
-    if node["call"]:
-        text = f"{node['call']['name']} {arguments(node['call']['arguments'])}"
-    else:
-        text = plain(node["text"])
-    return Turn(text, seen["text"] if seen else "", seen["error"] if seen else None)
+    calls = [each["call"] for each in node["exchanges"] if each["call"]]
+    text = "; ".join(f"{call['name']} {arguments(call['arguments'])}" for call in calls)
+    error = first_error(node["exchanges"])
+    return Turn(
+        text or plain(node["text"]), "\n".join(outputs(node)), error["error"] if error else None
+    )
+
+
+def first_error(exchanges: list[Document]) -> Document | None:
+    """The first observation that is an error."""
+    seen = [each["observation"] for each in exchanges if each["observation"]]
+    return next((each for each in seen if each["error"]), None)
 
 
 def arguments(values: dict[str, Any]) -> str:

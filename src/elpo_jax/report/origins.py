@@ -47,13 +47,12 @@ def origins(prompt: str, turns: Sequence[Mapping[str, Any]]) -> Origins:
     given = _with_rounded([*_numbers(prompt), *_shares(prompt)])
     made_up, unknown = set(), set()
     for turn in turns:
-        if turn["call"]:
-            for value in _leaves(turn["call"]["arguments"]):
+        for exchange in turn["exchanges"]:
+            for value in _leaves(exchange["call"]["arguments"]) if exchange["call"] else []:
                 made_up |= set(_numbers(value, digits=2)) - given
                 if _NAME.fullmatch(value) and not _holds(words, value):
                     unknown.add(value)
-        if turn["observation"]:
-            text = turn["observation"]["text"]
+        for text in outputs(turn):
             given |= _with_rounded(_numbers(text))
             words += _words(text)
     return Origins(frozenset(made_up), frozenset(unknown))
@@ -64,13 +63,18 @@ def drifts(answer: str | None, turns: Sequence[Mapping[str, Any]]) -> bool:
 
     They may differ by 1 %, since answers are rounded, and in their signs.
     """
-    outputs = [turn["observation"]["text"] for turn in turns if turn["observation"]]
-    last = next((x for x in map(_leading, reversed(outputs)) if x is not None), None)
+    texts = [text for turn in turns for text in outputs(turn)]
+    last = next((x for x in map(_leading, reversed(texts)) if x is not None), None)
     given = _leading(answer or "")
     if given is None or last is None:
         return False
     meant = [given, *_shares(answer or "")]
     return all(abs(x - last) > _TOLERANCE * max(x, last) for x in meant)
+
+
+def outputs(turn: Mapping[str, Any]) -> list[str]:
+    """What the calls of a turn were answered with."""
+    return [each["observation"]["text"] for each in turn["exchanges"] if each["observation"]]
 
 
 def _leading(text: str) -> float | None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from elpo_jax.report.documents import does, path, plain, turn
 from elpo_jax.report.layout import Layout, edge, lay_out
+from elpo_jax.report.origins import outputs
 from elpo_jax.report.pages import render
 from elpo_jax.report.run import Document, TreeFile
 from elpo_jax.report.words import answer, number, short, signed
@@ -174,7 +175,7 @@ def _letter(number: int) -> str:
 def _search(document: Document, number: int) -> SearchView:
     found = document["localizations"][number]
     nodes = path(document, found["leaf"])
-    calls = sum(document["nodes"][i]["is_call"] for i in nodes)
+    calls = sum(len(document["nodes"][i]["exchanges"]) for i in nodes)
     anchors = []
     for place, probe in enumerate(found["probes"], 1):
         if not probe["suffixes"]:
@@ -235,7 +236,7 @@ def _node(
     lead = line.does
     if leaf and leaf["end"] == "answer":
         lead = f"answer {leaf['answer']}" if leaf["answer"] is not None else "no readable answer"
-    reply = f"→ {line.output}" if node["observation"] else ""
+    reply = f"→ {line.output}" if outputs(node) else ""
     end = ("success" if leaf["success"] else "failure") if leaf else ""
     end_lines: tuple[str, ...] = ()
     if leaf:

@@ -1,13 +1,15 @@
 """The rules of an episode: turns, tool calls, observations and ends. No sampling, no threads.
 
-The scheduler samples a turn, hands it to `finish_turn`, runs the `PendingCall` that may come of it
-(on any thread), hands the observation to `observe`, and so on until an `Outcome` has an `end`;
-`conclude` makes the rollout. Tokens are taken as they were sampled; text is only read.
+The scheduler samples a turn, hands it to `finish_turn`, runs the `PendingCalls` that may come of
+it (on any thread), hands the observations to `observe`, and so on until an `Outcome` has an `end`.
+An answer is put before `verify` (on any thread); `conclude` makes the rollout. Tokens are taken as
+they were sampled; text is only read.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,15 @@ import numpy as np
 from elpo_jax.config import EpisodeConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import Chat
-from elpo_jax.rollout.tool_calls import CallParser
-from elpo_jax.rollout.tree import ROOT, Rollout, Step, ToolCall, Tree
+from elpo_jax.rollout.tool_calls import ALL, FIRST, CallParser, Requests
+from elpo_jax.rollout.tree import ROOT, Exchange, Rollout, Step, ToolCall, Tree
 from elpo_jax.tasks.base import Message, Suite, Task, Verdict
-from elpo_jax.tools.base import Observation, Tool, guarded_call
+from elpo_jax.tasks.rewards import Ending
+from elpo_jax.tools.base import Observation, Tool, ToolFailure, as_failure, guarded_call
+
+# Stands after the answer to a turn's first call, where further ones aren't run.
+NOT_RUN = "\n[only the first call of a turn is run]"
+NO_ANSWER = Verdict(success=False, extracted=None)  # on an episode that ended without one
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +50,20 @@ class Progress:
     """Where an episode stands before its next turn.
 
     Attributes:
-      turns: turns so far. Each one made a call that was answered, or the episode would be over.
+      turns: turns so far. Each one made calls that were answered, or the episode would be over.
+      calls: calls so far, those answered with an error included.
+      prompt_length: tokens of the prompt.
       length: tokens so far, the prompt included.
       states: tool states by name; a tool that wasn't called yet has none.
       max_calls: calls that the episode may make.
     """
 
     turns: int
+    calls: int
+    prompt_length: int
     length: int
     states: Mapping[str, Any]
     max_calls: int
-
-    @property
-    def calls(self) -> int:
-        """Calls so far, those answered with an error included."""
-        return self.turns
 
 
 @dataclass(frozen=True)
@@ -77,49 +83,70 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class PendingCall:
-    """A call to be run; `run` is safe on any thread and may be repeated after a `ToolFailure`.
+class PendingCalls:
+    """A turn's calls to be run; `run` is safe on any thread and may be repeated after a
+    `ToolFailure`.
 
     Attributes:
-      request: the call, or the error observation that a bad one gets.
+      requests: what the turn asks for; at least one call.
       tools: the suite's tools by name.
-      states: tool states before the call, by name.
+      states: tool states before the calls, by name.
     """
 
-    request: ToolCall | Observation
+    requests: Requests
     tools: Mapping[str, Tool]
     states: Mapping[str, Any]
 
-    def run(self) -> tuple[Mapping[str, Any], Observation]:
-        """The tool states after the call, and the answer.
+    def run(self) -> tuple[Mapping[str, Any], list[Observation]]:
+        """The tool states after the calls, and the answer to each of them, in order.
 
         Raises:
-          ToolFailure: when the tool raised anything at all, or returned something else.
+          ToolFailure: when a tool raised anything at all, or returned something else.
         """
-        if isinstance(self.request, Observation):
-            return self.states, self.request
-        # A copy: what the policy wrote is kept in the tree, whatever the tool does to it.
-        arguments = json.loads(json.dumps(self.request.arguments))
-        return guarded_call(self.tools[self.request.name], self.states, arguments)
+        states, observations = self.states, []
+        for request in self.requests.calls:
+            if isinstance(request, Observation):
+                observations.append(request)
+                continue
+            # A copy: what the policy wrote is kept in the tree, whatever the tool does to it.
+            arguments = json.loads(json.dumps(request.arguments))
+            states, observation = guarded_call(self.tools[request.name], states, arguments)
+            observations.append(observation)
+        return states, observations
 
     def __str__(self) -> str:
-        if isinstance(self.request, Observation):
-            return self.request.text
-        return f"{self.request.name}({json.dumps(self.request.arguments)[:80]})"
+        return "; ".join(
+            request.text
+            if isinstance(request, Observation)
+            else f"{request.name}({json.dumps(request.arguments)[:80]})"
+            for request in self.requests.calls
+        )
 
 
 class Environment:
     """A suite's tasks under a chat template and the caps of an episode."""
 
     def __init__(
-        self, suite: Suite, chat: Chat, limits: EpisodeConfig, reward: Callable[[Verdict], float]
+        self, suite: Suite, chat: Chat, limits: EpisodeConfig, reward: Callable[[Ending], float]
     ):
-        """Checks the suite's tools (see `CallParser`)."""
+        """Checks the suite's tools (see `CallParser`) and the template.
+
+        Raises:
+          UsageError: all calls of a turn are to be run, and the template has no place for their
+            results.
+        """
+        if limits.calls_in_turn == ALL and chat.between_tools is None:
+            raise UsageError(
+                [
+                    f"episode.calls_in_turn: expected {FIRST!r}, since the chat template has no "
+                    f"place for several tool results after a turn, got {ALL!r}"
+                ]
+            )
         self._suite = suite
         self._chat = chat
         self._limits = limits
         self._reward = reward
-        self._parser = CallParser(suite.tools, chat.call_form)
+        self._parser = CallParser(suite.tools, chat.call_form, limits.calls_in_turn)
 
     def prompt_ids(self, task: Task) -> np.ndarray:
         """int32 [P]: the suite's system prompt, the question and the first turn's header."""
@@ -148,7 +175,7 @@ class Environment:
         max_calls = self._limits.max_calls
         if self._limits.spare_calls is not None and task.calls is not None:
             max_calls = min(max_calls, task.calls + self._limits.spare_calls)
-        return Progress(0, prompt_length, {}, max_calls)
+        return Progress(0, 0, prompt_length, prompt_length, {}, max_calls)
 
     def resume(self, tree: Tree, node: int) -> Progress:
         """Where an episode stands after `node`, or at the start for ROOT.
@@ -162,78 +189,122 @@ class Environment:
         step = tree.nodes[node].step
         if not step.is_open:
             raise ValueError(f"node {node}: expected a step that can be continued, got a final one")
-        path = tree.path(node)
-        length = start.length + sum(len(tree.nodes[i].step.tokens) for i in path)
-        return replace(start, turns=len(path), length=length, states=step.states)
+        steps = [tree.nodes[i].step for i in tree.path(node)]
+        return replace(
+            start,
+            turns=len(steps),
+            calls=sum(len(each.exchanges) for each in steps),
+            length=start.length + sum(len(each.tokens) for each in steps),
+            states=step.states,
+        )
 
     def turn_budget(self, progress: Progress) -> int:
         """Tokens that the next turn may have, its end-of-turn token included; at least 1."""
         return min(self._limits.max_turn_tokens, self._limits.max_length - progress.length)
 
-    def finish_turn(self, progress: Progress, turn: Turn) -> Outcome | PendingCall:
-        """Reads a turn: an outcome if the episode ends with it, else the call to run.
+    def finish_turn(self, progress: Progress, turn: Turn) -> Outcome | PendingCalls:
+        """Reads a turn: an outcome if the episode ends with it, else the calls to run.
 
-        The last turn allowed must be the answer: its call is not run.
+        The last turn allowed must be the answer: its calls are not run. Neither are those of a turn
+        with more calls than the episode may still make.
 
         Raises:
           ValueError: for a turn that is empty, over its budget, or neither stopped nor cut.
         """
         self._check_turn(progress, turn)
-        request = self._parser.parse(self._text(turn.tokens, turn.stopped))
+        requests = self._parser.parse(self._text(turn.tokens, turn.stopped))
         if not turn.stopped:
-            return self._final(progress, turn, request, "length")
-        if request is None:
-            return self._final(progress, turn, request, "answer")
+            return self._final(progress, turn, requests, "length")
+        if not requests.calls:
+            return self._final(progress, turn, requests, "answer")
         if progress.turns + 1 >= self._limits.max_turns:
-            return self._final(progress, turn, request, "turns")
-        if progress.calls >= progress.max_calls:
-            return self._final(progress, turn, request, "calls")
-        return PendingCall(request, self._parser.tools, progress.states)
+            return self._final(progress, turn, requests, "turns")
+        if progress.calls + len(requests.calls) > progress.max_calls:
+            return self._final(progress, turn, requests, "calls")
+        return PendingCalls(requests, self._parser.tools, progress.states)
 
     def observe(
         self,
         progress: Progress,
         turn: Turn,
-        pending: PendingCall,
+        pending: PendingCalls,
         states: Mapping[str, Any],
-        observation: Observation,
+        observations: Sequence[Observation],
     ) -> Outcome:
-        """Appends the answer to a turn's call.
+        """Appends the answers to a turn's calls.
 
-        An observation that leaves no room for another turn is dropped and ends the episode.
+        Observations that leave no room for another turn are dropped and end the episode.
 
         Args:
           progress: as given to `finish_turn`.
           turn: the turn that called.
           pending: what `finish_turn` returned.
-          states: tool states after the call.
-          observation: the answer; cut to `max_observation_chars`.
+          states: tool states after the calls.
+          observations: the answer to each call; each is cut to `max_observation_chars`.
         """
-        text = clip_text(observation.text, self._limits.max_observation_chars)
-        answer = np.array(self._chat.tool_result_ids(text), np.int32)
+        limit = self._limits.max_observation_chars
+        texts = [clip_text(each.text, limit) for each in observations]
+        if pending.requests.has_more:
+            texts[-1] += NOT_RUN
+        answer = np.array(self._chat.tool_result_ids(*texts), np.int32)
         length = progress.length + len(turn.tokens) + len(answer)
         if length >= self._limits.max_length:
-            return self._final(progress, turn, pending.request, "observation")
-        step = _step(turn, pending.request, states, answer, Observation(text, observation.error))
-        after = replace(progress, turns=progress.turns + 1, length=length, states=states)
+            return self._final(progress, turn, pending.requests, "observation")
+        seen = [replace(each, text=text) for each, text in zip(observations, texts, strict=True)]
+        step = _step(turn, _exchanges(pending.requests, seen), states, answer, is_open=True)
+        after = replace(
+            progress,
+            turns=progress.turns + 1,
+            calls=progress.calls + len(texts),
+            length=length,
+            states=states,
+        )
         return Outcome(step, after, None)
 
+    def verify(self, task: Task, answer: Step) -> Verdict:
+        """Puts an answer before the suite's verifier; safe on any thread.
+
+        Raises:
+          ToolFailure: when the verifier raised anything at all, or returned something else.
+        """
+        text = self._text(answer.tokens[answer.is_policy], True)
+        what = f"verifier of suite {self._suite.name!r}"
+        with as_failure(what):
+            verdict = self._suite.verify(task, text)
+        if not isinstance(verdict, Verdict):
+            raise ToolFailure(f"{what}: expected a Verdict, got {type(verdict).__name__}")
+        return verdict
+
     def conclude(
-        self, task: Task, ordinal: int, parent: int, steps: Sequence[Step], end: str
+        self,
+        task: Task,
+        ordinal: int,
+        parent: int,
+        steps: Sequence[Step],
+        progress: Progress,
+        end: str,
+        verdict: Verdict = NO_ANSWER,
     ) -> Rollout:
-        """The rollout of an episode that ended; only an answer is put before the verifier."""
-        verdict = Verdict(success=False, extracted=None)
-        if end == "answer":
-            last = steps[-1]
-            verdict = self._suite.verify(task, self._text(last.tokens[last.is_policy], True))
+        """The rollout of an episode that ended.
+
+        Args:
+          task: its task.
+          ordinal: of the rollout.
+          parent: node that it continues, or ROOT.
+          steps: the new ones.
+          progress: where the whole trajectory stands.
+          end: why it ended.
+          verdict: on the answer, if it ended with one.
+        """
+        ending = Ending(
+            verdict=verdict,
+            calls=progress.calls,
+            tokens=progress.length - progress.prompt_length,
+            max_tokens=self._limits.max_length - progress.prompt_length,
+        )
+        reward = float(self._reward(ending))
         return Rollout(
-            ordinal,
-            parent,
-            tuple(steps),
-            end,
-            verdict.success,
-            float(self._reward(verdict)),
-            verdict.extracted,
+            ordinal, parent, tuple(steps), end, verdict.success, reward, verdict.extracted
         )
 
     def _check_turn(self, progress: Progress, turn: Turn) -> None:
@@ -252,10 +323,10 @@ class Environment:
     def _text(self, tokens: np.ndarray, stopped: bool) -> str:
         return self._chat.tokenizer.decode(tokens[: len(tokens) - stopped].tolist())
 
-    def _final(
-        self, progress: Progress, turn: Turn, request: ToolCall | Observation | None, end: str
-    ) -> Outcome:
-        step = _step(turn, request, progress.states, np.zeros(0, np.int32), None)
+    def _final(self, progress: Progress, turn: Turn, requests: Requests, end: str) -> Outcome:
+        """The outcome of a turn that ends the episode, its calls unanswered."""
+        nothing = np.zeros(0, np.int32)
+        step = _step(turn, _exchanges(requests, []), progress.states, nothing, is_open=False)
         length = progress.length + len(turn.tokens)
         after = replace(progress, turns=progress.turns + 1, length=length)
         return Outcome(step, after, end)
@@ -278,12 +349,20 @@ def clip_text(text: str, limit: int) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _exchanges(requests: Requests, observations: Sequence[Observation]) -> tuple[Exchange, ...]:
+    """The calls of a turn, with their answers as far as there are any."""
+    return tuple(
+        Exchange(request if isinstance(request, ToolCall) else None, observation)
+        for request, observation in zip_longest(requests.calls, observations)
+    )
+
+
 def _step(
     turn: Turn,
-    request: ToolCall | Observation | None,
+    exchanges: tuple[Exchange, ...],
     states: Mapping[str, Any],
     answer: np.ndarray,
-    observation: Observation | None,
+    is_open: bool,
 ) -> Step:
     unsampled = np.zeros(len(answer), np.float32)
     return Step(
@@ -291,9 +370,7 @@ def _step(
         is_policy=np.arange(len(turn.tokens) + len(answer)) < len(turn.tokens),
         log_probs=np.concatenate([turn.log_probs, unsampled]).astype(np.float32),
         entropies=np.concatenate([turn.entropies, unsampled]).astype(np.float32),
-        is_call=request is not None,
-        call=request if isinstance(request, ToolCall) else None,
-        observation=observation,
+        exchanges=exchanges,
         states=states,
-        is_open=observation is not None,
+        is_open=is_open,
     )

@@ -24,7 +24,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
       reward/mean             mean shaped reward of the trajectories
       response_length/mean    tokens after the prompt, the policy's and the environment's
       episode/turns           assistant turns per trajectory
-      episode/calls           turns per trajectory that ask for a tool, well-formed or not
+      episode/calls           tool calls per trajectory, well-formed or not
       episode/error_share     share of observations that are errors; each is counted once, however
                               many trajectories share it
       episode/end_<reason>    share of trajectories that ended so: answer, length, turns, calls,
@@ -36,7 +36,8 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
       bel/localized_frac      share of searches resolved within the budget
       bel/probes              anchors a search at which suffixes were sampled
       bel/suffixes            suffixes a search
-      bel/relative_position   t_crit / (K + 1) of the resolved searches, K the trajectory's calls
+      bel/relative_position   t_crit / (K + 1) of the resolved searches, K the trajectory's turns
+                              with calls
     """
     paths = [
         (leaf, [tree.nodes[node] for node in tree.path(leaf.node)])
@@ -44,7 +45,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
         for leaf in tree.leaves
     ]
     observations = [
-        node.step.observation for tree in trees for node in tree.nodes if node.step.observation
+        seen for tree in trees for node in tree.nodes for seen in node.step.observations
     ]
     values: dict[str, list[float]] = {
         "success/mean": [leaf.success for leaf, _ in paths],
@@ -54,7 +55,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
         "reward/mean": [leaf.reward for leaf, _ in paths],
         "response_length/mean": [sum(len(node.step.tokens) for node in path) for _, path in paths],
         "episode/turns": [len(path) for _, path in paths],
-        "episode/calls": [_calls(path) for _, path in paths],
+        "episode/calls": [sum(len(node.step.exchanges) for node in path) for _, path in paths],
         "episode/error_share": [seen.error is not None for seen in observations],
         "rollout/per_tree": [len(tree.leaves) for tree in trees],
     }
@@ -74,12 +75,12 @@ def _bel(trees: Sequence[Tree]) -> dict[str, list[float]]:
         "bel/probes": [sum(probe.suffixes > 0 for probe in found.probes) for _, found in searches],
         "bel/suffixes": [sum(probe.suffixes for probe in found.probes) for _, found in searches],
         "bel/relative_position": [
-            found.low / (1 + _calls([tree.nodes[node] for node in tree.path(found.leaf)]))
+            found.low / (1 + _calling_turns([tree.nodes[i] for i in tree.path(found.leaf)]))
             for tree, found in searches
             if found.resolved
         ],
     }
 
 
-def _calls(path: Sequence[Node]) -> int:
+def _calling_turns(path: Sequence[Node]) -> int:
     return sum(node.step.is_call for node in path)

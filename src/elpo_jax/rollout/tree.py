@@ -25,6 +25,19 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """A call and its answer.
+
+    Attributes:
+      call: as parsed; None if it was malformed.
+      observation: None where a cap ended the episode first.
+    """
+
+    call: ToolCall | None
+    observation: Observation | None
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """An assistant turn and the environment's answer, token for token.
@@ -34,9 +47,7 @@ class Step:
       is_policy: bool [T].
       log_probs: float32 [T], as sampled; 0 where the environment wrote.
       entropies: float32 [T] nats, full vocabulary, as sampled; 0 where the environment wrote.
-      is_call: the turn asked for a tool (well-formed or not).
-      call: the parsed call, if it was well formed.
-      observation: the answer; None for an answer turn, and where a cap ended the episode first.
+      exchanges: the turn's calls, well-formed or not, in order; empty for an answer turn.
       states: tool states after this step, by tool name.
       is_open: the episode can go on after this step under the caps.
     """
@@ -45,11 +56,19 @@ class Step:
     is_policy: np.ndarray
     log_probs: np.ndarray
     entropies: np.ndarray
-    is_call: bool
-    call: ToolCall | None
-    observation: Observation | None
+    exchanges: tuple[Exchange, ...]
     states: Mapping[str, Any]
     is_open: bool
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the turn asked for a tool."""
+        return bool(self.exchanges)
+
+    @property
+    def observations(self) -> list[Observation]:
+        """The answers to the turn's calls, in order."""
+        return [each.observation for each in self.exchanges if each.observation]
 
     @property
     def mean_entropy(self) -> float:

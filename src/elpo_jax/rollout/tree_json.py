@@ -3,7 +3,7 @@
 A document is an object with these members; `null` stands for what does not exist and for numbers
 that are not finite, so every document is strict JSON.
 
-  format         'elpo_jax.tree/1'; the number rises when a reader has to change
+  format         'elpo_jax.tree/2'; the number rises when a reader has to change
   task           {id, kind, question, answer, calls}, `calls` those of the suite's solver
   prompt         {text, tokens}, `tokens` a count
   nodes          a list in id order, parents before children:
@@ -11,9 +11,9 @@ that are not finite, so every document is strict JSON.
     depth          from 1
     ordinal        of the rollout that made the node
     text           the policy's turn
-    is_call        the turn asked for a tool
-    call           {name, arguments} of a well-formed call, or null
-    observation    {text, error}, or null
+    exchanges      the turn's calls in order: {call, observation}, `call` {name, arguments} of a
+                   well-formed one, or null; `observation` {text, error}, or null where a cap ended
+                   the episode first
     is_open        the caps let the episode go on
     policy_tokens, environment_tokens
     mean_entropy   nats, over the policy's tokens
@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elpo_jax.rollout.nodes import elc_nodes, trajectory_counts
-from elpo_jax.rollout.tree import Leaf, Localization, Node, Tree
+from elpo_jax.rollout.tree import Exchange, Leaf, Localization, Node, Tree
 
-FORMAT = "elpo_jax.tree/1"
+FORMAT = "elpo_jax.tree/2"
 MAX_DEPTH = 64  # of values inside a call's arguments; the policy writes those
 
 
@@ -123,22 +123,27 @@ def skeleton(document: Mapping[str, Any]) -> Skeleton:
 
 def _node(node: Node, leaf: Leaf | None, decode: Callable[[list[int]], str]) -> dict[str, Any]:
     step = node.step
-    call, observation = step.call, step.observation
     return {
         "id": node.id,
         "parent": node.parent,
         "depth": node.depth,
         "ordinal": node.ordinal,
         "text": decode(step.tokens[step.is_policy].tolist()),
-        "is_call": step.is_call,
-        "call": call and {"name": call.name, "arguments": call.arguments},
-        "observation": observation and {"text": observation.text, "error": observation.error},
+        "exchanges": [_exchange(each) for each in step.exchanges],
         "is_open": step.is_open,
         "policy_tokens": step.is_policy.sum(),
         "environment_tokens": (~step.is_policy).sum(),
         "mean_entropy": step.mean_entropy,
         "reward": leaf and leaf.reward,
         "success": leaf and leaf.success,
+    }
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    call, observation = exchange.call, exchange.observation
+    return {
+        "call": call and {"name": call.name, "arguments": call.arguments},
+        "observation": observation and {"text": observation.text, "error": observation.error},
     }
 
 

@@ -2,8 +2,8 @@
 
 A rollout moves through these places, and `_Session.loop` moves all of them on, round by round:
 
-    waiting ──> lane: prefill ──> decode ──> turn over ──> tool runs ──> prefill ──> ... ──> done
-       ▲  (fork of the prompt's or the parent's row)         │
+    waiting ──> lane: prefill ──> decode ──> turn over ──> tools run ──> prefill ──> ... ──> done
+       ▲  (fork of the prompt's or the parent's row)         │  (or the verifier, then done)
        └────── parked: its KV kept, the lane given away ─────┘
 
 Nothing that a rollout samples depends on the round it happens in (see `sampler.device`), and a
@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from elpo_jax.config import EpisodeConfig, SamplerConfig
 from elpo_jax.rollout.controller import Controller, Wave
-from elpo_jax.rollout.episode import Environment, Outcome, PendingCall, Progress, Turn
+from elpo_jax.rollout.episode import NO_ANSWER, Environment, Outcome, Progress, Turn
 from elpo_jax.rollout.growth import Growth, Request
 from elpo_jax.rollout.tree import ROOT, Step, Tree
 from elpo_jax.sampler.engine import (
@@ -34,12 +34,12 @@ from elpo_jax.sampler.engine import (
     NonFiniteSampleError,
     split_segment,
 )
-from elpo_jax.sampler.tool_workers import ToolWorkers
-from elpo_jax.tasks.base import Task
+from elpo_jax.sampler.tool_workers import Limit, ToolWorkers
+from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tools.base import Observation, ToolFailure, ToolTimeout
 
 Params = Any
-ToolResult = tuple[Any, Observation]  # (tool states, observation)
+T = TypeVar("T")
 
 # How long a round waits for tools when rollouts could decode: most tools answer within it.
 TOOL_GRACE_SECONDS = 0.002
@@ -66,7 +66,7 @@ class Summary:
     dropped_rollouts: int = 0
     dropped_tasks: int = 0
     tool_timeouts: int = 0  # of the dropped rollouts
-    last_failure: str = ""  # of a tool, in words
+    last_failure: str = ""  # of a tool or the verifier, in words
 
 
 @dataclass(eq=False)
@@ -104,8 +104,7 @@ class Run:
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
-    turn: Turn | None = None
-    call: PendingCall | None = None  # a tool is at work
+    is_busy: bool = False  # its tools or its verifier are at work
 
     @property
     def is_first_turn(self) -> bool:
@@ -143,7 +142,7 @@ class Scheduler:
         self.sampler = sampler
         self.episode = episode
         self.end_of_turn = end_of_turn
-        self._workers = ToolWorkers(sampler.tool_workers, episode.tool_seconds)
+        self._workers = ToolWorkers(sampler.tool_workers)
 
     def run(
         self,
@@ -162,6 +161,7 @@ class Scheduler:
           tasks: (draw, task) pairs; the draw is the task's part of every sampling key.
           strategy: makes the controller of a tree.
           settings: temperature and truncation.
+          on_round: called between rounds.
 
         Returns:
           The grown trees in the order of `tasks`, less those whose tools broke too often, and a
@@ -169,7 +169,7 @@ class Scheduler:
 
         Raises:
           NonFiniteSampleError: a FloatingPointError with the tokens that led to it.
-          RunFault: too many tool calls hang.
+          RunFault: too many calls of tools or verifiers hang.
         """
         session = _Session(self, self._workers, params, step_key, settings)
         try:
@@ -186,14 +186,14 @@ class Scheduler:
         return [growth.tree for growth in grown], session.summary
 
 
-def _call_tool(call: PendingCall, retries: int) -> ToolResult:
-    """Runs a call; a tool that breaks is tried again before that is passed on."""
+def _with_retries(work: Callable[[], T], retries: int) -> T:
+    """What `work` returns; if it breaks it is tried again before that is passed on."""
     for _ in range(retries):
         try:
-            return call.run()
+            return work()
         except ToolFailure:
             continue
-    return call.run()
+    return work()
 
 
 class _Session:
@@ -218,7 +218,8 @@ class _Session:
         self.waiting: deque[Run] = deque()
         self.on_lane: dict[int, Run] = {}
         self.free_lanes = list(range(scheduler.sampler.lanes))[::-1]
-        self.tools: dict[Future[ToolResult], Run] = {}
+        # Work on other threads, and what is done with its result.
+        self.pending: dict[Future[Any], tuple[Run, Callable[[Any], None]]] = {}
         self.summary = Summary()
 
     def add(self, growth: Growth) -> None:
@@ -232,13 +233,13 @@ class _Session:
             self._admit()
             self._prefill()
             self._decode()
-            self._collect_tools()
+            self._collect()
 
     def release_everything(self) -> None:
         """Gives back all kept rows, also after an interruption."""
         for job in self.jobs:
             self._release(job)
-        for run in [*self.waiting, *self.tools.values()]:
+        for run in [*self.waiting, *(run for run, _ in self.pending.values())]:
             if run.is_parked and run.source is not None:
                 self.engine.release(run.source)
                 run.source = None
@@ -280,10 +281,10 @@ class _Session:
     # Lanes.
 
     def _admit(self) -> None:
-        """Gives waiting rollouts the free lanes, then those of rollouts that wait for a tool."""
+        """Gives waiting rollouts the free lanes, then those of busy rollouts."""
         held_back: list[Run] = []
         forked: list[Run] = []
-        idle = [run for run in self.on_lane.values() if run.call is not None]
+        idle = [run for run in self.on_lane.values() if run.is_busy]
         while self.waiting and (self.free_lanes or idle):
             run = self.waiting.popleft()
             if not self._can_start(run):
@@ -300,7 +301,7 @@ class _Session:
         self.waiting.extendleft(reversed(held_back))
         self._fork(forked)
         for run in self.on_lane.values():
-            if run.call is None and not run.left:
+            if not run.is_busy and not run.left:
                 run.left = self.environment.turn_budget(run.progress)
 
     def _can_start(self, run: Run) -> bool:
@@ -340,7 +341,7 @@ class _Session:
 
     def _prefill(self) -> None:
         """Brings all segments into the lanes' caches, but for their pending tokens."""
-        todo = [run for run in self.on_lane.values() if run.call is None and len(run.segment) > 1]
+        todo = [run for run in self.on_lane.values() if not run.is_busy and len(run.segment) > 1]
         chunks = [self._cut(run) for run in todo]
         # A lane's chunks attend to each other: one a lane and call, first to last.
         for depth in range(max(map(len, chunks), default=0)):
@@ -363,7 +364,7 @@ class _Session:
         return chunks
 
     def _decode(self) -> None:
-        active = {lane: run for lane, run in self.on_lane.items() if run.call is None}
+        active = {lane: run for lane, run in self.on_lane.items() if not run.is_busy}
         if not active:
             return
         work = [
@@ -410,63 +411,89 @@ class _Session:
     # Turns.
 
     def _end_turn(self, run: Run, stopped: bool) -> None:
-        run.turn = Turn(
+        turn = Turn(
             np.array(run.tokens, np.int32),
             np.array(run.log_probs, np.float32),
             np.array(run.entropies, np.float32),
             stopped,
         )
         run.tokens, run.log_probs, run.entropies, run.left = [], [], [], 0
-        result = self.environment.finish_turn(run.progress, run.turn)
-        if isinstance(result, Outcome):
-            self._apply(run, result)
+        calls = self.environment.finish_turn(run.progress, turn)
+        if isinstance(calls, Outcome):
+            self._apply(run, calls)
             return
-        run.call = result
-        call = partial(_call_tool, result, self.scheduler.episode.tool_retries)
-        self.tools[self.workers.submit(call, str(result))] = run
 
-    def _collect_tools(self) -> None:
-        if not self.tools:
+        def observed(result: tuple[Any, Sequence[Observation]]) -> None:
+            self._apply(run, self.environment.observe(run.progress, turn, calls, *result))
+
+        limit = Limit("episode.tool_seconds", self.scheduler.episode.tool_seconds)
+        self._submit(run, calls.run, str(calls), limit, observed)
+
+    def _submit(
+        self,
+        run: Run,
+        work: Callable[[], T],
+        what: str,
+        limit: Limit,
+        take: Callable[[T], None],
+    ) -> None:
+        """Has work for a rollout done on another thread; `take` gets what it returns."""
+        run.is_busy = True
+        retried = partial(_with_retries, work, self.scheduler.episode.tool_retries)
+        self.pending[self.workers.submit(retried, what, limit)] = run, take
+
+    def _collect(self) -> None:
+        if not self.pending:
             return
-        can_decode = any(run.call is None for run in self.on_lane.values())
+        can_decode = any(not run.is_busy for run in self.on_lane.values())
         grace = TOOL_GRACE_SECONDS if can_decode else TOOL_POLL_SECONDS
-        wait(self.tools, timeout=grace, return_when=FIRST_COMPLETED)
+        wait(self.pending, timeout=grace, return_when=FIRST_COMPLETED)
         self.workers.expire()
-        for future in [f for f in self.tools if f.done()]:
-            self._take_result(self.tools.pop(future), future)
+        for future in [f for f in self.pending if f.done()]:
+            run, take = self.pending.pop(future)
+            run.is_busy = False
+            try:
+                result = future.result()
+            except ToolFailure as failure:
+                self._drop(run, failure)
+            else:
+                take(result)
 
-    def _take_result(self, run: Run, future: Future[ToolResult]) -> None:
-        call, run.call = run.call, None
-        assert call is not None
-        assert run.turn is not None
-        try:
-            states, observation = future.result()
-        except ToolFailure as failure:
-            self.summary.last_failure = str(failure)
-            self.summary.tool_timeouts += isinstance(failure, ToolTimeout)
-            self._leave_lane(run)
-            if run.is_parked and run.source is not None:
-                self.engine.release(run.source)
-            self._follow(run.job, run.job.growth.drop(run.request))
-            return
-        outcome = self.environment.observe(run.progress, run.turn, call, states, observation)
-        self._apply(run, outcome)
-        if run.is_parked:
-            self.waiting.append(run)
+    def _drop(self, run: Run, failure: ToolFailure) -> None:
+        self.summary.last_failure = str(failure)
+        self.summary.tool_timeouts += isinstance(failure, ToolTimeout)
+        self._leave_lane(run)
+        if run.is_parked and run.source is not None:
+            self.engine.release(run.source)
+        self._follow(run.job, run.job.growth.drop(run.request))
 
     def _apply(self, run: Run, outcome: Outcome) -> None:
         run.steps.append(outcome.step)
         run.progress = outcome.progress
-        if outcome.end is not None:
-            self._finish(run, outcome.end)
-            return
-        answered = outcome.step.tokens[~outcome.step.is_policy]
-        run.segment = np.concatenate([run.segment, answered]).astype(np.int32)
+        if outcome.end == "answer":
+            task = run.job.growth.tree.task
+            verify = partial(self.environment.verify, task, outcome.step)
+            limit = Limit("episode.verify_seconds", self.scheduler.episode.verify_seconds)
+            what = f"verifier on an answer to {task.id}"
+            self._submit(run, verify, what, limit, partial(self._finish, run, "answer"))
+        elif outcome.end is not None:
+            self._finish(run, outcome.end, NO_ANSWER)
+        else:
+            answered = outcome.step.tokens[~outcome.step.is_policy]
+            run.segment = np.concatenate([run.segment, answered]).astype(np.int32)
+            if run.is_parked:
+                self.waiting.append(run)
 
-    def _finish(self, run: Run, end: str) -> None:
+    def _finish(self, run: Run, end: str, verdict: Verdict) -> None:
         growth, request = run.job.growth, run.request
         rollout = self.environment.conclude(
-            growth.tree.task, request.ordinal, request.parent, tuple(run.steps), end
+            growth.tree.task,
+            request.ordinal,
+            request.parent,
+            tuple(run.steps),
+            run.progress,
+            end,
+            verdict,
         )
         if growth.wave.retain(rollout):
             row = run.source if run.is_parked else None

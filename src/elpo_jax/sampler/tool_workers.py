@@ -1,4 +1,4 @@
-"""Threads that run tool calls, and give up a call that doesn't end.
+"""Threads that run tool calls and verifiers, and give up a call that doesn't end.
 
 A thread can't be killed. One whose call runs over its time is *abandoned*: another takes its
 place, whatever the call still comes to is ignored, and the thread ends when the call does. All are
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from elpo_jax.errors import RunFault
 from elpo_jax.tools.base import ToolTimeout
@@ -19,10 +19,18 @@ from elpo_jax.tools.base import ToolTimeout
 MAX_HANGING = 32  # abandoned threads that may still be in their call
 
 
+class Limit(NamedTuple):
+    """A call's time in seconds, from when a thread takes it up, and the setting that says so."""
+
+    key: str
+    seconds: float
+
+
 @dataclass(eq=False)
 class _Job:
     work: Callable[[], Any]
     what: str
+    limit: Limit
     future: Future[Any] = field(default_factory=Future)
     thread: threading.Thread | None = None
     started: float | None = None
@@ -34,13 +42,11 @@ class ToolWorkers:
 
     Args:
       count: calls that run at once.
-      seconds: a call's time, from when a thread takes it up.
       max_hanging: see `MAX_HANGING`.
     """
 
-    def __init__(self, count: int, seconds: float, max_hanging: int = MAX_HANGING):
+    def __init__(self, count: int, max_hanging: int = MAX_HANGING):
         self._count = count
-        self._seconds = seconds
         self._max_hanging = max_hanging
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._serving = 0  # threads that take jobs from the queue
@@ -48,9 +54,9 @@ class ToolWorkers:
         self._abandoned: list[threading.Thread] = []
         self._lock = threading.Lock()  # makes ending a job and giving it up exclude each other
 
-    def submit(self, work: Callable[[], Any], what: str) -> Future[Any]:
+    def submit(self, work: Callable[[], Any], what: str, limit: Limit) -> Future[Any]:
         """Queues a call. `what` names it in errors."""
-        job = _Job(work, what)
+        job = _Job(work, what, limit)
         self._jobs.append(job)
         self._queue.put(job)
         if self._serving < self._count:
@@ -66,14 +72,15 @@ class ToolWorkers:
         """
         self._jobs = [job for job in self._jobs if not job.future.done()]
         now = time.monotonic()
-        late = [job for job in self._jobs if job.started and now - job.started > self._seconds]
+        late = [job for job in self._jobs if job.started and now - job.started > job.limit.seconds]
         for job in late:
             self._give_up(job)
         if late and self.hanging > self._max_hanging:
             raise RunFault(
                 [
-                    f"tools: {self.hanging} calls run on after episode.tool_seconds="
-                    f"{self._seconds:g} and hold a thread each, the last one {late[-1].what}"
+                    f"tools: {self.hanging} calls run on after {late[-1].limit.key}="
+                    f"{late[-1].limit.seconds:g} and hold a thread each, the last one "
+                    f"{late[-1].what}"
                 ]
             )
 
@@ -100,7 +107,7 @@ class ToolWorkers:
         assert job.thread is not None
         self._abandoned.append(job.thread)
         self._start_thread()
-        job.future.set_exception(ToolTimeout(f"{job.what}: no answer in {self._seconds:g} s"))
+        job.future.set_exception(ToolTimeout(f"{job.what}: no answer in {job.limit.seconds:g} s"))
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._serve, args=(self._queue,), name="tool", daemon=True).start()

@@ -1,6 +1,5 @@
 """What a suite of tasks offers: questions, tools, demonstrations and a verifier."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,19 +38,19 @@ class Verdict:
     """A verifier's word on a final answer; the reward is shaped from it elsewhere.
 
     Attributes:
-      success: the answer is right.
-      extracted: the answer as a majority vote counts it; None: there is none.
-      score: the share of the tests that passed, for code; elsewhere 1 for a success and 0 for a
-        failure, which is what a verdict without one gets.
+      success: whether the answer is right.
+      extracted: the answer as it was read, for votes and reports; None if none was found.
+      passed: the fraction of tests passed, where the verifier runs tests.
     """
 
     success: bool
     extracted: str | None
-    score: float = math.nan
+    passed: float | None = None
 
-    def __post_init__(self) -> None:
-        if math.isnan(self.score):
-            object.__setattr__(self, "score", float(self.success))
+    @property
+    def score(self) -> float:
+        """From 0 to 1: the fraction of tests passed, or 1 for a success without tests."""
+        return float(self.success) if self.passed is None else self.passed
 
 
 def call_message(name: str, arguments: Mapping[str, Any]) -> Message:
@@ -91,5 +90,9 @@ class Suite(Protocol):
         ...
 
     def verify(self, task: Task, response: str) -> Verdict:
-        """Judges the text of the final assistant turn."""
+        """Judges the text of the final assistant turn, on any thread.
+
+        Raises:
+          ToolFailure: the verifier's infrastructure broke; the rollout is replaced.
+        """
         ...

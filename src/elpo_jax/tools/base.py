@@ -9,7 +9,8 @@ returns in place of an observation, counts as its failure, as does a call that t
 whose runaway calls have to be killed, runs its work in a process of its own.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,21 +85,28 @@ def guarded_call(
         else than a state and an observation.
     """
     name = tool.name
-    try:
+    with as_failure(f"tool {name!r}"):
         state = states[name] if name in states else tool.initial_state()
         state, observation = tool.call(state, arguments)
-    except ToolTimeout as failure:
-        raise ToolTimeout(f"tool {name!r}: {_line(failure)}") from failure
-    except ToolFailure as failure:
-        raise ToolFailure(f"tool {name!r}: {_line(failure)}") from failure
-    except BaseException as error:  # SystemExit too; interrupts only reach the main thread
-        words = ": ".join(filter(None, (type(error).__name__, _line(error))))
-        raise ToolFailure(f"tool {name!r} raised {words}") from error
     is_answer = type(observation) is Observation and type(observation.text) is str
     if not is_answer or type(observation.error) not in (str, type(None)):
         kind = type(observation).__name__
         raise ToolFailure(f"tool {name!r}: expected an Observation of text, got {kind}")
     return {**states, name: state}, observation
+
+
+@contextlib.contextmanager
+def as_failure(what: str) -> Iterator[None]:
+    """Whatever is raised inside comes out as a `ToolFailure` in one short line about `what`."""
+    try:
+        yield
+    except ToolTimeout as failure:
+        raise ToolTimeout(f"{what}: {_line(failure)}") from failure
+    except ToolFailure as failure:
+        raise ToolFailure(f"{what}: {_line(failure)}") from failure
+    except BaseException as error:  # SystemExit too; interrupts only reach the main thread
+        words = ": ".join(filter(None, (type(error).__name__, _line(error))))
+        raise ToolFailure(f"{what} raised {words}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -6,15 +6,15 @@ hermes, of Qwen's and many others:
     {"name": "...", "arguments": {...}}
     </tool_call>
 
-Text may come before the call, only whitespace after it, so that a policy can't write the answer to
-its own call.
+Text may come before the call, after it only further calls and whitespace, so that a policy can't
+write the answer to its own call.
 
 llama3, where the call is the whole turn:
 
     {"name": "...", "parameters": {...}}
 
 perhaps behind `<|python_tag|>`, which templates of the form llama3_tag write. Text before it makes
-the turn an answer.
+the turn an answer, and there is one call a turn.
 
 Nothing is repaired: what is wrong with a call raises.
 """
@@ -41,16 +41,17 @@ class CallForm:
 
     Attributes:
       name: its key in the table.
-      find: the text from the call's JSON object on in a turn's text; None when the turn makes no
-        call.
-      read: the call in that text. Raises ValueError (json.JSONDecodeError where it is no JSON) or
+      find: the text from the first call's JSON object on in a turn's text; None when the turn makes
+        no call.
+      read: the first call in that text, and the text from the next call's JSON object on; None
+        when there is none. Raises ValueError (json.JSONDecodeError where it is no JSON) or
         RecursionError for a malformed one.
       write: the text of a call of a name with arguments, as a template writes it.
     """
 
     name: str
     find: Callable[[str], str | None]
-    read: Callable[[str], ToolCall]
+    read: Callable[[str], tuple[ToolCall, str | None]]
     write: Callable[[str, Mapping[str, Any]], str]
 
 
@@ -59,13 +60,14 @@ def _find_hermes(text: str) -> str | None:
     return rest if opened else None
 
 
-def _read_hermes(text: str) -> ToolCall:
+def _read_hermes(text: str) -> tuple[ToolCall, str | None]:
     value, rest = _decode(text)
     if not rest.startswith(CLOSE):
         raise ValueError(f"expected {CLOSE} after the JSON object")
-    if rest[len(CLOSE) :].strip():
+    after = rest[len(CLOSE) :].strip()
+    if after and not after.startswith(OPEN):
         raise ValueError(f"expected the turn to end after {CLOSE}")
-    return _call(value, "arguments")
+    return _call(value, "arguments"), after.removeprefix(OPEN) if after else None
 
 
 def _write_hermes(name: str, arguments: Mapping[str, Any]) -> str:
@@ -77,11 +79,11 @@ def _find_llama3(text: str) -> str | None:
     return text[mark.end() :] if mark else None
 
 
-def _read_llama3(text: str) -> ToolCall:
+def _read_llama3(text: str) -> tuple[ToolCall, str | None]:
     value, rest = _decode(text)
     if rest:
         raise ValueError("expected the turn to end after the JSON object")
-    return _call(value, "parameters")
+    return _call(value, "parameters"), None
 
 
 def _write_llama3(name: str, arguments: Mapping[str, Any]) -> str:
