@@ -2,8 +2,8 @@
 
     python -m elpo_jax.train --config experiments/code.py --workdir runs/code
 
-A cold start on 24,000 demonstrations, two fifths of whose programs are first tried with a slip, then
-ELPO on 16 tasks a step with 16 rollouts each, where one try is all that an episode has.
+A cold start on 24,000 demonstrations, two fifths of whose programs are first tried with a slip,
+then ELPO on 16 tasks a step with 16 rollouts each, where one try is all that an episode has.
 `--config.algorithm=grpo` is the baseline at the same budget.
 """
 

@@ -30,6 +30,7 @@ from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
@@ -167,7 +168,10 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
-    suite = make_suite(config.suite, files.questions, corpus=corpus.passages if corpus else None)
+    # Starts when it is first used: most suites run no code.
+    workers = config.sandbox.workers or config.sampler.tool_workers
+    sandbox = Sandbox(replace(config.sandbox, workers=workers))
+    suite = make_suite(config.suite, files.questions, sandbox, corpus.passages if corpus else None)
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)

@@ -246,7 +246,7 @@ ARITHMETIC = (
     ),
     Program(
         "m n",
-        "m to the power n",
+        "m to the power of n",
         "return m ** n",
         ("m ** n", "m * n"),
         {"m": integer(2, 6), "n": integer(2, 6)},

@@ -57,7 +57,7 @@ class CodeSuite(ProblemSuite):
     def __init__(self, length: str, sandbox: Sandbox):
         if length != "short":
             raise UsageError([f"suite.length: expected 'short' for suite code, got {length!r}"])
-        super().__init__([CodeInterpreter(sandbox)], [length])
+        super().__init__([CodeInterpreter(sandbox, sandbox.config.session)], [length])
         self._sandbox = sandbox
 
     def problem(self, split: str, index: int) -> CodeProblem:
