@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from elpo_jax.sandbox import Sandbox
 
 from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.code import drafting, trusted

@@ -1,4 +1,4 @@
-"""Programs judged by tests: right ones, wrong ones, and those that want to pass without being right."""
+"""Programs judged by tests: right ones, wrong ones, and those that want to pass all the same."""
 
 import pytest
 
@@ -122,7 +122,8 @@ LEAK = """
 import gc, inspect, os, sys
 def f(x):
     seen = [info.frame.f_locals for info in inspect.stack()] + gc.get_objects()
-    seen += [frame.f_globals for frame in sys._current_frames().values()] + list(os.environ.values())
+    seen += [frame.f_globals for frame in sys._current_frames().values()]
+    seen += list(os.environ.values()) + sys.argv
     texts = [each for each in seen if isinstance(each, str)]
     for each in seen:
         try:
@@ -147,8 +148,8 @@ def test_a_function_that_only_the_imports_have_is_no_solution(sandbox):
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(1000)"])
 def test_time_runs_out(sandbox, program, monkeypatch):
     monkeypatch.setattr("elpo_jax.tasks.code_judge.SECONDS", 1.0)
-    tests = ProgramTests(stdin=(StdinTest("", ""),) * 2)
-    assert judge(sandbox, program, tests) == Judgement(0, 2)
+    tests = ProgramTests(stdin=(StdinTest("", ""),))
+    assert judge(sandbox, program, tests) == Judgement(0, 1)
 
 
 class Scripted:

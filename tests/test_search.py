@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
-from elpo_jax.config import SuiteConfig
+from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import RunFault, UsageError
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.science import facts
@@ -232,3 +233,12 @@ def test_settings_that_nothing_reads_are_refused():
         make_suite(SuiteConfig("math", search=True))
     with pytest.raises(UsageError, match=r"suite\.corpus: expected none without suite\.search"):
         make_suite(SuiteConfig(), corpus=["x"])
+
+
+def test_questions_from_files_search_a_users_corpus():
+    config = SuiteConfig("questions", search=True)
+    sandbox = Sandbox(SandboxConfig())  # never started
+    suite = make_suite(config, {}, sandbox, ["Everything about gold."])
+    assert [tool.name for tool in suite.tools] == ["code_interpreter", "search"]
+    with pytest.raises(UsageError, match=r"suite\.corpus: expected a file to search, got none"):
+        make_suite(config, {}, sandbox)

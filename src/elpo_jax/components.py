@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from elpo_jax.config import Config
+from elpo_jax.config import Config, SandboxConfig
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_architecture, make_decoder
@@ -35,7 +35,7 @@ from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import reward
+from elpo_jax.tasks.rewards import looks_at_tests, reward
 from elpo_jax.tools.corpus import Corpus, read_corpus
 from elpo_jax.validation import validate_mesh
 
@@ -158,6 +158,12 @@ class Components:
         )
 
 
+def _with_workers(config: Config) -> SandboxConfig:
+    """The sandbox's settings with its workers filled in."""
+    workers = config.sandbox.workers or config.sampler.tool_workers
+    return replace(config.sandbox, workers=workers)
+
+
 def build(config: Config) -> Components:
     """Builds the components.
 
@@ -168,10 +174,13 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
-    # Starts when it is first used: most suites run no code.
-    workers = config.sandbox.workers or config.sampler.tool_workers
-    sandbox = Sandbox(replace(config.sandbox, workers=workers))
-    suite = make_suite(config.suite, files.questions, sandbox, corpus.passages if corpus else None)
+    suite = make_suite(
+        config.suite,
+        files.questions,
+        Sandbox(_with_workers(config)),
+        corpus.passages if corpus else None,
+        fail_fast=not looks_at_tests(config.reward),
+    )
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)

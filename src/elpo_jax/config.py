@@ -25,8 +25,8 @@ class SuiteConfig:
 
     name: str = "science"
     length: str = "short"
-    search: bool = False  # science: facts are searched in a corpus instead of looked up
-    corpus: str = ""  # rows {title?, text} to search instead of the suite's own facts
+    search: bool = False  # science: facts are searched, not looked up; questions: `corpus` is
+    corpus: str = ""  # rows {title?, text} to search; empty: the science suite's own facts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from elpo_jax.sandbox import Limits, Result, Sandbox, Snippet, Status
 from elpo_jax.tasks.code_tests import CallTest, ProgramTests, StdinTest
 
 SECONDS = 6.0  # a test's processor time, as LiveCodeBench allows
-_WALL = 2  # times as long by the clock: neighbours may have the processor
+_WALL = 3  # times as long by the clock: neighbours may have the processor
 _MAX_TIMEOUTS = 3  # the tests after so many that ran out of time count as failed
 _MAX_PROGRAM = 100_000  # characters
 _SLACK = 1 << 16  # bytes that a program may print beyond twice what is expected

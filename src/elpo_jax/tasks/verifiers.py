@@ -20,7 +20,7 @@ class Verifiers:
     Args:
       programs: where the policy's programs run.
       mathematics: where math-verify runs; it has math_verify preloaded.
-      fail_fast: a program's tests end with the first that fails, and the score is then 0.
+      fail_fast: a program's tests end with the first that fails, and no verdict tells a fraction.
     """
 
     def __init__(self, programs: Sandbox, mathematics: Sandbox, fail_fast: bool):
@@ -54,11 +54,11 @@ class Verifiers:
         if program is None:
             return Verdict(False, None)
         judgement = judge(self._programs, program, unpack(question.tests), self._fail_fast)
-        score = float(judgement.success) if self._fail_fast else judgement.score
+        passed = None if self._fail_fast else judgement.score
         # Equal programs are one answer in a majority vote.
         name = hashlib.sha256(program.encode(errors="replace")).hexdigest()[:8]
         vote = f"program {name}: {judgement.passed} of {judgement.total} tests"
-        return Verdict(judgement.success, vote, score)
+        return Verdict(judgement.success, vote, passed)
 
 
 def _number(question: Question, response: str) -> Verdict:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from elpo_jax.tools.base import Observation
+from elpo_jax.workdir import cache_root
 
 MAX_RESULTS = 10
 MAX_QUERY = 1000  # characters
@@ -96,6 +97,11 @@ class Search:
             hits = hits[scores[hits] >= least]
         order = np.argsort(-scores[hits], kind="stable")[:count]
         return [int(number) for number in hits[order]]
+
+
+def index_folder() -> Path:
+    """Where indexes are kept."""
+    return cache_root() / "search"
 
 
 def words_of(text: str) -> list[str]:

@@ -42,6 +42,7 @@ class CodeSuite(ProblemSuite):
     Args:
       length: there is only 'short'.
       sandbox: where the policy's programs run.
+      fail_fast: an answer's tests may end with the first that fails.
 
     Raises:
       UsageError: for another length.
@@ -54,11 +55,12 @@ class CodeSuite(ProblemSuite):
         "spaces between, and prints a value as print does."
     )
 
-    def __init__(self, length: str, sandbox: Sandbox):
+    def __init__(self, length: str, sandbox: Sandbox, fail_fast: bool = False):
         if length != "short":
             raise UsageError([f"suite.length: expected 'short' for suite code, got {length!r}"])
         super().__init__([CodeInterpreter(sandbox, sandbox.config.session)], [length])
         self._sandbox = sandbox
+        self._fail_fast = fail_fast
 
     def problem(self, split: str, index: int) -> CodeProblem:
         rng = self.rng(split, index)
@@ -97,8 +99,8 @@ class CodeSuite(ProblemSuite):
         source = answers.last_program(response)
         if source is None:
             return Verdict(False, None)
-        result = judge(self._sandbox, source, from_dict(task.answer))
-        return Verdict(result.success, source, result.score)
+        result = judge(self._sandbox, source, from_dict(task.answer), self._fail_fast)
+        return Verdict(result.success, source, None if self._fail_fast else result.score)
 
 
 def _solve(trial: str, solution: str) -> Solver:

@@ -12,8 +12,7 @@ from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.problems import Call, Problem, Solver
 from elpo_jax.tasks.science.compounds import compounds
 from elpo_jax.tasks.science.elements import Element, by_symbol, elements
-from elpo_jax.tools.search import Search
-from elpo_jax.workdir import cache_root
+from elpo_jax.tools.search import Search, index_folder
 
 DESCRIPTION = "Finds facts about elements, such as Fe, iron or Z26, and compounds."
 RESULTS = 1
@@ -32,7 +31,7 @@ def facts() -> tuple[str, ...]:
 
 def search_tool(corpus: Sequence[str] | None) -> Search:
     """The search tool over a corpus, or over the facts."""
-    return Search(corpus or facts(), cache_root() / "search", DESCRIPTION, RESULTS)
+    return Search(corpus or facts(), index_folder(), DESCRIPTION, RESULTS)
 
 
 def searching(problem: Problem) -> Problem:
