@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from elpo_jax.config import SandboxConfig, SuiteConfig
+from elpo_jax.config import PolicyConfig, SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
+from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
@@ -185,6 +186,20 @@ def test_the_solver_is_answered_as_the_interpreter_would():
             assert observation.text == answer["content"]
             assert observation.error is None
             assert SUITE.observe(Call("code_interpreter", {"code": code_of(turn)})) == observation
+
+
+def test_episodes_fit_384_tokens_and_turns_128_even_with_every_slip():
+    tools = [tool.schema for tool in SUITE.tools]
+    chat = make_chat(PolicyConfig(tokenizer="embedded:code"), tools)
+    system = {"role": "system", "content": SUITE.system_prompt}
+    for index in range(150):
+        task = SUITE.task(TRAIN, index)
+        turns = SUITE.demonstration(task, 1.0)
+        user = {"role": "user", "content": task.question}
+        tokens, is_policy = chat.demonstration([system, user, *turns])
+        assert len(tokens) <= 384
+        longest = max(map(len, "".join(" x"[int(each)] for each in is_policy).split()))
+        assert longest <= 128
 
 
 def test_solutions_pass_and_slips_fail():

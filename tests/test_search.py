@@ -12,6 +12,7 @@ from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
+from elpo_jax.tasks.question import Question
 from elpo_jax.tasks.science import facts
 from elpo_jax.tasks.science.elements import Element, elements
 from elpo_jax.tasks.science.suite import ScienceSuite
@@ -238,7 +239,8 @@ def test_settings_that_nothing_reads_are_refused():
 def test_questions_from_files_search_a_users_corpus():
     config = SuiteConfig("questions", search=True)
     sandbox = Sandbox(SandboxConfig())  # never started
-    suite = make_suite(config, {}, sandbox, ["Everything about gold."])
+    questions = dict.fromkeys((TRAIN, HELD_OUT), [Question("gold", "What is gold?", "79")])
+    suite = make_suite(config, questions, sandbox, ["Everything about gold."])
     assert [tool.name for tool in suite.tools] == ["code_interpreter", "search"]
     with pytest.raises(UsageError, match=r"suite\.corpus: expected a file to search, got none"):
-        make_suite(config, {}, sandbox)
+        make_suite(config, questions, sandbox)
