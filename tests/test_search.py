@@ -239,7 +239,7 @@ def test_settings_that_nothing_reads_are_refused():
 def test_questions_from_files_search_a_users_corpus():
     config = SuiteConfig("questions", search=True)
     sandbox = Sandbox(SandboxConfig())  # never started
-    questions = dict.fromkeys((TRAIN, HELD_OUT), [Question("gold", "What is gold?", "79")])
+    questions = {key: [Question("gold", "What is gold?", "79")] for key in (TRAIN, HELD_OUT)}
     suite = make_suite(config, questions, sandbox, ["Everything about gold."])
     assert [tool.name for tool in suite.tools] == ["code_interpreter", "search"]
     with pytest.raises(UsageError, match=r"suite\.corpus: expected a file to search, got none"):

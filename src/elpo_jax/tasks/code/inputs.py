@@ -27,7 +27,7 @@ def integer(low: int, high: int) -> Domain:
 
 
 def numbers(shortest: int = 3, longest: int = 7, low: int = 1, high: int = 9) -> Domain:
-    """A list of integers; a small one is at most two longer than the shortest."""
+    """A list of integers; a small one is at most one longer than the shortest."""
 
     def draw(rng: np.random.Generator, small: bool) -> list[int]:
         length = _length(rng, small, shortest, longest)
@@ -43,7 +43,7 @@ def ascending(shortest: int = 3, longest: int = 7, high: int = 9) -> Domain:
 
 
 def words(shortest: int = 2, longest: int = 5) -> Domain:
-    """A list of words, one of them sometimes twice; a small one has two or three."""
+    """A list of words, one of them sometimes twice; small as with `numbers`."""
 
     def draw(rng: np.random.Generator, small: bool) -> list[str]:
         chosen = [_word(rng) for _ in range(_length(rng, small, shortest, longest))]
@@ -82,11 +82,8 @@ def choice(*values: Any) -> Domain:
 
 
 def _length(rng: np.random.Generator, small: bool, shortest: int, longest: int) -> int:
-    return int(rng.integers(shortest, min(longest, shortest + small_extra(small, longest)) + 1))
-
-
-def small_extra(small: bool, longest: int) -> int:
-    return 1 if small else longest
+    top = min(longest, shortest + 1) if small else longest
+    return int(rng.integers(shortest, top + 1))
 
 
 def _word(rng: np.random.Generator) -> str:
