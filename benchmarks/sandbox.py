@@ -135,9 +135,8 @@ def soak(config: SandboxConfig, count: int, clients: int) -> tuple[float, list[s
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - started
-    problems += [f"{sandbox.counters.restarts - config.workers + 1} zygotes were replaced"] * (
-        sandbox.counters.restarts > config.workers - 1
-    )
+    if sandbox.counters.restarts:
+        problems.append(f"{sandbox.counters.restarts} zygotes broke")
     sandbox.close()
     return seconds, problems, seen
 

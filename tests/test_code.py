@@ -12,7 +12,7 @@ import pytest
 from elpo_jax.config import PolicyConfig, SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat_files import make_chat
-from elpo_jax.sandbox import Sandbox
+from elpo_jax.sandbox import Sandboxes
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.code import drafting, trusted
@@ -23,7 +23,8 @@ from elpo_jax.tasks.code_tests import from_dict
 from elpo_jax.tasks.problems import Call, split_of
 
 ROWS = [program for rows in PROGRAMS.values() for program in rows]
-SANDBOX = Sandbox(SandboxConfig())  # starts when it is used first
+SANDBOXES = Sandboxes(SandboxConfig())
+SANDBOX = SANDBOXES.get()  # starts when it is used first
 SUITE = CodeSuite("short", SANDBOX)
 
 
@@ -251,6 +252,6 @@ def test_wrong_answers_fail(answer):
 
 def test_there_is_one_length():
     with pytest.raises(UsageError, match=r"suite\.length: expected 'short' for suite code"):
-        make_suite(SuiteConfig("code", length="long"), sandbox=SANDBOX)
+        make_suite(SuiteConfig("code", length="long"), sandboxes=SANDBOXES)
     with pytest.raises(UsageError, match=r"suite\.search: expected false, suite code"):
-        make_suite(SuiteConfig("code", search=True), sandbox=SANDBOX)
+        make_suite(SuiteConfig("code", search=True), sandboxes=SANDBOXES)

@@ -6,7 +6,7 @@ import pytest
 
 from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Sandbox
+from elpo_jax.sandbox import Sandboxes
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Verdict
 from elpo_jax.tasks.code_tests import ProgramTests, StdinTest, from_asserts
@@ -27,15 +27,15 @@ QUESTIONS = {
 
 
 @pytest.fixture(scope="module")
-def sandbox():
-    box = Sandbox(SandboxConfig())
-    yield box
-    box.close()
+def sandboxes():
+    sandboxes = Sandboxes(SandboxConfig())
+    yield sandboxes
+    sandboxes.close()
 
 
 @pytest.fixture(scope="module")
-def suite(sandbox):
-    return make_suite(SuiteConfig("questions"), QUESTIONS, sandbox)
+def suite(sandboxes):
+    return make_suite(SuiteConfig("questions"), QUESTIONS, sandboxes)
 
 
 def verdict(suite, index, response):
@@ -135,24 +135,26 @@ def test_programs(suite):
     assert not verdict(suite, 4, "```python\nprint('PASSED')\n```").success
 
 
-def test_the_score_of_a_program(sandbox):
+def test_the_score_of_a_program(sandboxes):
     response = f"```python\n{ONE_AND_TWO}\n```"
     for fail_fast, score in ((False, 2 / 3), (True, 0.0)):
-        found = Verifiers(sandbox, sandbox, fail_fast).verify(QUESTIONS[TRAIN][3], response)
+        found = Verifiers(sandboxes.get(), sandboxes.get(), fail_fast).verify(
+            QUESTIONS[TRAIN][3], response
+        )
         assert (found.success, found.score) == (False, score)
         assert found.extracted.endswith(": 2 of 3 tests")
 
 
-def test_there_is_no_length(sandbox):
+def test_there_is_no_length(sandboxes):
     with pytest.raises(
         UsageError, match=r"^suite.length: expected 'short' for suite questions, got"
     ):
-        make_suite(SuiteConfig("questions", "long"), QUESTIONS, sandbox)
+        make_suite(SuiteConfig("questions", "long"), QUESTIONS, sandboxes)
 
 
-def test_each_split_needs_a_file(sandbox):
+def test_each_split_needs_a_file(sandboxes):
     with pytest.raises(UsageError) as caught:
-        make_suite(SuiteConfig("questions"), {TRAIN: QUESTIONS[TRAIN]}, sandbox)
+        make_suite(SuiteConfig("questions"), {TRAIN: QUESTIONS[TRAIN]}, sandboxes)
     assert caught.value.problems == (
         "data.eval: expected a file, since suite questions makes up none",
     )

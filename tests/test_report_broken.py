@@ -73,7 +73,10 @@ def test_training_leaves_its_notes_for_the_report(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "Trainer", stop)
     components = SimpleNamespace(
-        config=Config(), notes=["data.eval: bad rows: 3"], conversations=None
+        config=Config(),
+        notes=["data.eval: bad rows: 3"],
+        conversations=None,
+        start_sandboxes=list,
     )
     display = SimpleNamespace(note=lambda line: None)
     folder = WorkDir(tmp_path / "run")

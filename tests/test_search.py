@@ -9,7 +9,7 @@ import pytest
 
 from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import RunFault, UsageError
-from elpo_jax.sandbox import Sandbox
+from elpo_jax.sandbox import Sandboxes
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.question import Question
@@ -238,9 +238,9 @@ def test_settings_that_nothing_reads_are_refused():
 
 def test_questions_from_files_search_a_users_corpus():
     config = SuiteConfig("questions", search=True)
-    sandbox = Sandbox(SandboxConfig())  # never started
+    sandboxes = Sandboxes(SandboxConfig())  # never started
     questions = {key: [Question("gold", "What is gold?", "79")] for key in (TRAIN, HELD_OUT)}
-    suite = make_suite(config, questions, sandbox, ["Everything about gold."])
+    suite = make_suite(config, questions, sandboxes, ["Everything about gold."])
     assert [tool.name for tool in suite.tools] == ["code_interpreter", "search"]
     with pytest.raises(UsageError, match=r"suite\.corpus: expected a file to search, got none"):
-        make_suite(config, questions, sandbox)
+        make_suite(config, questions, sandboxes)

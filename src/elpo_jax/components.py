@@ -29,7 +29,7 @@ from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
-from elpo_jax.sandbox import Sandbox
+from elpo_jax.sandbox import Sandboxes, described
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
@@ -57,6 +57,7 @@ class Components:
       environment: the rules of an episode.
       files: what was read of the data files.
       corpus: what was read of the file to search, if there is one.
+      sandboxes: where the suite runs code, if it does.
       indices: by split, which tasks of a finite one are used; None: all.
     """
 
@@ -68,6 +69,7 @@ class Components:
     environment: Environment
     files: Files
     corpus: Corpus | None
+    sandboxes: Sandboxes
     indices: Mapping[str, Sequence[int] | None]
 
     @property
@@ -92,6 +94,15 @@ class Components:
                 f"episode.max_turns={episode.max_turns} allow"
             )
         return notes
+
+    def start_sandboxes(self) -> list[str]:
+        """Starts what the suite runs code in; lines for the user.
+
+        Raises:
+          UsageError: nothing protects this machine, and `sandbox.allow_unsafe` is false.
+        """
+        tier = self.sandboxes.start()
+        return [] if tier is None else [described(tier)]
 
     @cached_property
     def conversations(self) -> Conversations | None:
@@ -173,10 +184,11 @@ def build(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
     corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
+    sandboxes = Sandboxes(_with_workers(config))
     suite = make_suite(
         config.suite,
         files.questions,
-        Sandbox(_with_workers(config)),
+        sandboxes,
         corpus.passages if corpus else None,
         fail_fast=not looks_at_tests(config.reward),
     )
@@ -197,5 +209,6 @@ def build(config: Config) -> Components:
         environment=environment,
         files=files,
         corpus=corpus,
+        sandboxes=sandboxes,
         indices={s: fitting(suite, environment, s, max_length) for s in (TRAIN, HELD_OUT)},
     )

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) -> None:
     components = build(config)
-    for line in components.notes:
+    for line in [*components.notes, *components.start_sandboxes()]:
         display.note(line)
     restored = load(checkpoint, {"params": components.param_shapes})
     try:

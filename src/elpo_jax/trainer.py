@@ -33,6 +33,7 @@ from elpo_jax.rollout.statistics import summarize
 from elpo_jax.rollout.tree import Tree
 from elpo_jax.rollout.tree_json import to_json
 from elpo_jax.sampler.scheduler import SamplingSettings
+from elpo_jax.sandbox.pool import Counters
 from elpo_jax.tasks.base import Task
 from elpo_jax.workdir import WorkDir, write_atomic
 
@@ -131,7 +132,7 @@ class Trainer:
         interrupts: Interrupts,
     ) -> tuple[list[Tree], Metrics]:
         sampler, counters = self.config.sampler, self.scheduler.engine.counters
-        before = replace(counters)
+        before, sandboxes = replace(counters), self.components.sandboxes.counters
         trees, summary = self.scheduler.run(
             state.params,
             self.components.key(ROLLOUT, step),
@@ -158,7 +159,15 @@ class Trainer:
             "episode/drops": summary.dropped_rollouts,
             "episode/dropped_tasks": summary.dropped_tasks,
             "episode/tool_timeouts": summary.tool_timeouts,
+            **self._sandbox_metrics(sandboxes),
         }
+
+    def _sandbox_metrics(self, before: Counters) -> Metrics:
+        """What the sandboxes did since; nothing where none is used."""
+        after = vars(self.components.sandboxes.counters)
+        if not after["snippets"]:
+            return {}
+        return {f"sandbox/{name}": count - getattr(before, name) for name, count in after.items()}
 
     def evaluate(self, state: TrainState) -> tuple[list[Tree], Metrics]:
         """Held-out trees and their metrics."""

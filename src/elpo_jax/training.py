@@ -39,7 +39,7 @@ def train(
       RunFault: a disk, a file, a tool or a number broke; what was saved before stands.
       Interrupted: after the state was saved.
     """
-    notes = components.notes
+    notes = [*components.notes, *components.start_sandboxes()]
     for line in notes:
         display.note(line)
     try:
@@ -304,6 +304,7 @@ class _Run:
                 "data_files": self.trainer.components.data_digests,
                 "policy_files": self.trainer.components.policy_digests,
                 "policy_weights": self.weights,
+                "sandbox_tier": self.trainer.components.sandboxes.start(),
             }
             self._prune_evaluations()
             self.checkpoints.save(step, parts_of(state), metadata)

@@ -11,5 +11,6 @@ so this is no place for an attacker who has an exploit for it.
 
 from elpo_jax.sandbox.base import Limits, Result, Snippet, Status, Tier
 from elpo_jax.sandbox.pool import Sandbox
+from elpo_jax.sandbox.sandboxes import Sandboxes, described
 
-__all__ = ["Limits", "Result", "Sandbox", "Snippet", "Status", "Tier"]
+__all__ = ["Limits", "Result", "Sandbox", "Sandboxes", "Snippet", "Status", "Tier", "described"]

@@ -27,7 +27,7 @@ class Counters:
     Attributes:
       snippets: that were run.
       clock_kills: of these, killed for their time by the clock, which depends on the machine.
-      restarts: zygotes that had to be replaced.
+      restarts: zygotes that broke, and were replaced.
     """
 
     snippets: int = 0
@@ -105,6 +105,8 @@ class Sandbox:
                 except ZygoteFailure as failure:
                     if zygote is not None:
                         zygote.close()
+                        with self._lock:
+                            self.counters.restarts += 1
                     zygote = None
                     if is_last or self._is_closed:
                         raise ToolFailure(f"sandbox: {failure}") from None
@@ -135,10 +137,7 @@ class Sandbox:
         assert self._tier is not None
         if self._is_closed:
             raise ZygoteFailure("closed")
-        zygote = Zygote(self._tier, self._preload)
-        with self._lock:
-            self.counters.restarts += 1
-        return zygote
+        return Zygote(self._tier, self._preload)
 
     def _give_back(self, zygote: Zygote | None) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from elpo_jax.config import SuiteConfig
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Sandbox
+from elpo_jax.sandbox import Sandboxes
 from elpo_jax.tasks.base import Suite
 from elpo_jax.tasks.code.suite import CodeSuite
 from elpo_jax.tasks.files import KEYS
@@ -32,41 +32,41 @@ class Means:
 
     Attributes:
       questions: from files, by split.
-      sandbox: where code runs; None will do for a suite that runs none.
+      sandboxes: where code runs; None will do for a suite that runs none.
       corpus: passages of the user's file to search; None: there is none.
       fail_fast: the tests of a program may end with the first that fails.
     """
 
     questions: Questions
-    sandbox: Sandbox | None
+    sandboxes: Sandboxes | None
     corpus: Passages | None
     fail_fast: bool
 
-    def sandbox_for(self, suite: str) -> Sandbox:
-        """The sandbox; raises ValueError if there is none."""
-        if self.sandbox is None:
-            raise ValueError(f"make_suite: sandbox: expected one for suite {suite}, got None")
-        return self.sandbox
+    def sandboxes_for(self, suite: str) -> Sandboxes:
+        """Where its code runs; raises ValueError if that is nowhere."""
+        if self.sandboxes is None:
+            raise ValueError(f"make_suite: sandboxes: expected some for suite {suite}, got None")
+        return self.sandboxes
 
 
 def _code_suite(config: SuiteConfig, means: Means) -> Suite:
-    return CodeSuite(config.length, means.sandbox_for("code"), means.fail_fast)
+    return CodeSuite(config.length, means.sandboxes_for("code").get(), means.fail_fast)
 
 
 def _question_suite(config: SuiteConfig, means: Means) -> Suite:
-    sandbox = means.sandbox_for("questions")
+    sandboxes = means.sandboxes_for("questions")
     if config.length != "short":
         got = repr(config.length)
         raise UsageError([f"suite.length: expected 'short' for suite questions, got {got}"])
-    tools: list[Tool] = [CodeInterpreter(sandbox, sandbox.config.session)]
+    tools: list[Tool] = [CodeInterpreter(sandboxes.get(), sandboxes.config.session)]
     if config.search:
         if means.corpus is None:
             raise UsageError(["suite.corpus: expected a file to search, got none"])
         tools.append(Search(means.corpus, index_folder()))
     # Processes of their own for mathematics: they import what the policy's programs needn't.
     verifiers = Verifiers(
-        programs=sandbox,
-        mathematics=Sandbox(sandbox.config, PRELOAD),
+        programs=sandboxes.get(),
+        mathematics=sandboxes.get(PRELOAD),
         fail_fast=means.fail_fast,
     )
     return QuestionSuite(means.questions, tools, verifiers)
@@ -85,7 +85,7 @@ _SEARCHING = ("questions", "science")
 def make_suite(
     config: SuiteConfig,
     questions: Questions = MappingProxyType({}),
-    sandbox: Sandbox | None = None,
+    sandboxes: Sandboxes | None = None,
     corpus: Passages | None = None,
     fail_fast: bool = False,
 ) -> Suite:
@@ -94,7 +94,7 @@ def make_suite(
     Args:
       config: its settings.
       questions: of the splits that have a file.
-      sandbox: where code runs; None will do for a suite that runs none.
+      sandboxes: where code runs; None will do for a suite that runs none.
       corpus: passages of the user's file to search, if there is one.
       fail_fast: the tests of a program may end with the first that fails.
 
@@ -111,7 +111,7 @@ def make_suite(
         raise UsageError(["suite.corpus: expected none without suite.search"])
     if config.search and config.name not in _SEARCHING:
         raise UsageError([f"suite.search: expected false, suite {config.name} doesn't search"])
-    suite = SUITES[config.name](config, Means(questions, sandbox, corpus, fail_fast))
+    suite = SUITES[config.name](config, Means(questions, sandboxes, corpus, fail_fast))
     unread = [split for split in questions if suite.size(split) is None]
     if unread:
         raise UsageError(
