@@ -41,7 +41,7 @@ ASCENDING = Range(
 )
 CHECKPOINT = Range(
     lambda x: not x or Path(x).is_dir(),
-    "--config.policy.checkpoint=DIR with a checkpoint's folder, or empty",
+    "--config.policy.checkpoint=DIR with a checkpoint's folder",
 )
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 
