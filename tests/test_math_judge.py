@@ -138,18 +138,40 @@ def pairs(table):
     return [tuple(line.split(" | ", 1)) for line in table.strip().split("\n")]
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        (r"\frac{1}{2}", r"\dfrac12", True),
+        (r"12.5\%", r"\frac18", True),
+        (r"\{1,2\}", "2, 1", True),
+        ("(1,2)", "1 < x < 2", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", True),
+        (r"25\text{ cm}^2", "25", True),
+        ("x^2-1", "(x-1)(x+1)", True),
+        (r"\frac{1}{2}", r"\frac{1}{3}", False),
+        ("5", r"3\text{ or }5", False),
+        ("(1,2)", "[1,2]", False),
+    ],
+)
+def test_notations(sandbox, gold, answer, verdict):
+    assert is_equivalent(gold, answer, sandbox) is verdict
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("gold", "answer"), pairs(SAME))
 def test_the_same_in_another_notation(sandbox, gold, answer):
     assert is_equivalent(gold, answer, sandbox)
     assert is_equivalent(answer, gold, sandbox)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gold", "answer"), pairs(DIFFERENT))
 def test_another_answer(sandbox, gold, answer):
     assert not is_equivalent(gold, answer, sandbox)
     assert not is_equivalent(answer, gold, sandbox)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "verdicts"), QUIRKS.items())
 def test_what_is_known_to_go_wrong(sandbox, pair, verdicts):
     gold, answer = pair
@@ -166,35 +188,45 @@ def test_what_is_known_to_go_wrong(sandbox, pair, verdicts):
         "9" * 1_000_000,
         "\\",
         "}{",
-        "{" * 900,
-        "\\frac{" * 150,
-        "(" * 900 + ")" * 90,
-        "\\sqrt{" * 140 + "x" + "}" * 140,
+        "\\frac{" * 10,
+        "\\sqrt{" * 10 + "x" + "}" * 10,
+        pytest.param("{" * 900, marks=pytest.mark.slow),  # these take their two seconds
+        pytest.param("\\frac{" * 150, marks=pytest.mark.slow),
+        pytest.param("(" * 900 + ")" * 90, marks=pytest.mark.slow),
+        pytest.param("\\sqrt{" * 140 + "x" + "}" * 140, marks=pytest.mark.slow),
         "\ud800",
         "\0",
         "__import__('os').system('echo right')",
         "\\text{__import__('os')._exit(0)}",
         'right\n"); print("right',
-        "x" * 1000,
-        "+".join(f"x_{{{n}}}" for n in range(100)),
+        "x" * 100,
+        pytest.param("x" * 1000, marks=pytest.mark.slow),
+        pytest.param("+".join(f"x_{{{n}}}" for n in range(100)), marks=pytest.mark.slow),
     ],
 )
 def test_hostile_answers_are_wrong(sandbox, answer):
     assert not is_equivalent("\\frac{1}{2}", answer, sandbox)
 
 
-@pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "10^{10^{10}}!", "\\binom{10^9}{5 \\cdot 10^8}"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^9}}",
+        pytest.param("10^{10^{10}}!", marks=pytest.mark.slow),
+        pytest.param("\\binom{10^9}{5 \\cdot 10^8}", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hang_costs_two_seconds_and_is_wrong(sandbox, answer):
     start = time.monotonic()
     assert not is_equivalent("\\frac{1}{2}", answer, sandbox)
-    assert time.monotonic() - start < 8  # by the clock, on a busy machine
+    assert time.monotonic() - start < 10  # by the clock, on a busy machine
 
 
 def test_many_threads_at_once(sandbox):
-    answers = [f"\\frac{{{n}}}{{{2 * n}}}" for n in range(1, 17)] + ["\\frac13"] * 16
+    answers = [f"\\frac{{{n}}}{{{2 * n}}}" for n in range(1, 9)] + ["\\frac13"] * 8
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda answer: is_equivalent("0.5", answer, sandbox), answers))
-    assert found == [True] * 16 + [False] * 16
+    assert found == [True] * 8 + [False] * 8
 
 
 class Scripted:

@@ -22,7 +22,8 @@ _GROUPED = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\\[,!:; ]|\{,\}|~|\s)[0-9]{3}
 _NO_DIGIT = re.compile(r"[^0-9]")
 _BESIDE = re.compile(r"[0-9](?:\\[,!:; ]|~|\s)+[0-9.]")
 
-PRELOAD = ("sympy", "math_verify")
+# The last is imported by sympy where an interval meets an inequality.
+PRELOAD = ("sympy", "math_verify", "sympy.sets.handlers.functions")
 _SCRIPT = """
 import json, logging, sys
 from math_verify import LatexExtractionConfig, parse, verify
@@ -35,6 +36,8 @@ logging.disable()
 gold, answer = json.loads(sys.stdin.buffer.read())
 try:
     is_right = verify(read(gold), read(answer), allow_set_relation_comp=True, timeout_seconds=None)
+except (ImportError, OSError):  # not the answer's doing
+    raise
 except Exception:
     is_right = False
 print("right" if is_right else "wrong")
