@@ -109,6 +109,11 @@ class Sandbox:
                     if is_last or self._is_closed:
                         raise ToolFailure(f"sandbox: {failure}") from None
                     continue
+                except BaseException:  # an interrupt: its answer must not become the next one's
+                    if zygote is not None:
+                        zygote.close()
+                    zygote = None
+                    raise
                 with self._lock:
                     self.counters.snippets += 1
                     self.counters.clock_kills += is_clock_kill

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import secrets
 import signal
 import stat
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _MAX_THREADS = 16  # of the zygote and its child together; not enforced on root without namespaces
 _NICE = 5  # a step behind the trainer
+_DEPTH = 32  # of a work folder that has to be watched
+_NO_END = 1 << 62
 _DROPPED_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
@@ -58,7 +61,7 @@ class Jail:
         elif "landlock" in self._mechanisms:
             self._rules = landlock.ruleset(_rules(visible, self.work))
         if "seccomp" in self._mechanisms:
-            seccomp.program(1)  # is this machine known?
+            seccomp.program(1, False)  # is this machine known?
 
     def became_first(self) -> None:
         """To be called by the zygote proper, the first process of its own PID namespace."""
@@ -102,7 +105,7 @@ class Jail:
                 )
             landlock.restrict(rules)
         if "seccomp" in self._mechanisms:
-            seccomp.install(seccomp.program(os.getpid()))
+            seccomp.install(seccomp.program(os.getpid(), "namespaces" not in self._mechanisms))
 
     @property
     def watched(self) -> str | None:
@@ -114,35 +117,81 @@ class Jail:
         if self.watched is not None:
             empty(self.work)
 
+    def leave(self) -> None:
+        """Removes the work folder, where it is on disk: the trainer may be gone."""
+        if self.watched is not None:
+            self.clean()
+            os.chdir("/")
+            os.rmdir(self.work)
+
 
 def used(folder: str) -> tuple[int, int]:
-    """Bytes and files in a folder; what can't be looked into counts as nothing."""
+    """Bytes and files in a folder; no end of them where it is too deep to be looked through."""
     size = count = 0
-    for path, _, names in os.walk(folder):
-        count += len(names) + 1
-        for name in names:
+    todo = [(folder, 0)]
+    while todo:
+        path, depth = todo.pop()
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    count += 1
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append((entry.path, depth + 1))
+        except FileNotFoundError:
+            continue  # it went meanwhile
+        except PermissionError:
             with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(path, name)).st_blocks * 512
-    return size, count - 1
+                os.chmod(path, stat.S_IRWXU)
+        except OSError:
+            return _NO_END, _NO_END
+        if depth > _DEPTH:
+            return _NO_END, _NO_END
+    return size, count
 
 
 def empty(folder: str) -> None:
-    """Removes all in a folder; links are removed, not followed."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                os.chmod(entry.path, stat.S_IRWXU)
-            empty(entry.path)
-            os.rmdir(entry.path)
-        else:
-            os.unlink(entry.path)
+    """Removes all in a folder, however deep; links are removed, not followed.
+
+    What lies in an inner folder is moved to the top first, so that no path gets long.
+    """
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not _unlink(name, top):
+                    _lift(name, top)
+                    os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def _lift(name: str, top: int) -> None:
+    """Moves what an inner folder holds to the top."""
+    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+    try:
+        for below in os.listdir(inner):
+            if not _unlink(below, inner):
+                os.rename(below, secrets.token_hex(16), src_dir_fd=inner, dst_dir_fd=top)
+    finally:
+        os.close(inner)
+
+
+def _unlink(name: str, folder: int) -> bool:
+    """Removes what isn't a folder; makes a folder one that can be looked into."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except (IsADirectoryError, PermissionError):
+        os.chmod(name, stat.S_IRWXU, dir_fd=folder)
+        return False
+    return True
 
 
 def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
     cpu = max(1, -int(-limits["cpu_seconds"] // 1))
     for kind, value in (
         (resource.RLIMIT_AS, address_space + (limits["memory_mb"] << 20)),
-        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CPU, cpu + 1),  # a second to say so in, see `runner.out_of_time`
         (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
         (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_NPROC, _MAX_THREADS),
@@ -152,7 +201,8 @@ def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
     ):
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (allowed, allowed))
+        soft = allowed - 1 if kind == resource.RLIMIT_CPU else allowed
+        resource.setrlimit(kind, (soft, allowed))
 
 
 def _rules(visible: Visible, work: str) -> list[tuple[str, int]]:
