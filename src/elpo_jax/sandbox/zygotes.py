@@ -50,6 +50,14 @@ class Zygote:
 
     def __init__(self, tier: Tier, preload: Sequence[str]):
         root = str(Path(__file__).parents[2])
+        order = {
+            "mechanisms": sorted(tier.mechanisms),
+            "preload": list(preload),
+            "path": _site_folders(preload),
+            "root": root,
+            "trainer": os.getpid(),
+        }
+        boot = _BOOT.format(root=root)
         ours, theirs = socket.socketpair()
         is_on_disk = "namespaces" not in tier.mechanisms
         self._folder = tempfile.mkdtemp(prefix="elpo_jax_sandbox_") if is_on_disk else ""
@@ -58,7 +66,8 @@ class Zygote:
         descriptor = theirs.fileno()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-B", "-c", _BOOT.format(root=root), str(descriptor)],
+                # Without debug ranges, tracebacks have no carets, whose places differ by version.
+                [sys.executable, "-sPB", "-X", "no_debug_ranges", "-c", boot, str(descriptor)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -72,17 +81,9 @@ class Zygote:
             raise ZygoteFailure(f"can't be started: {error.strerror}") from None
         finally:
             theirs.close()
-        order = {
-            "mechanisms": sorted(tier.mechanisms),
-            "preload": list(preload),
-            "path": _site_folders(preload),
-            "root": root,
-            "trainer": self._owner,
-            "folder": self._folder,
-        }
         ours.settimeout(_START_SECONDS)
         try:
-            send(ours, order)
+            send(ours, {**order, "folder": self._folder})
             answer, _ = receive(ours)
         except (OSError, EOFError):
             self.close()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import secrets
 import signal
 import stat
 from collections.abc import Mapping, Sequence
@@ -153,45 +152,49 @@ def used(folder: str) -> tuple[int, int]:
 def empty(folder: str) -> None:
     """Removes all in a folder, however deep; links are removed, not followed.
 
-    What lies in an inner folder is moved to the top first, so that no path gets long.
+    It goes down and up again a step at a time, since neither paths nor recursion reach as deep as
+    a snippet may. Nothing else may be at work there.
     """
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    above: list[tuple[str, list[str]]] = []  # the way here: names, and what is left beside each
+    left = _unlink_files(here)
     try:
-        while names := os.listdir(top):
-            for name in names:
-                if not _unlink(name, top):
-                    _lift(name, top)
-                    os.rmdir(name, dir_fd=top)
+        while left or above:
+            if left:
+                name = left.pop()
+                os.chmod(name, stat.S_IRWXU, dir_fd=here)
+                here = _step(name, here)
+                above.append((name, left))
+                left = _unlink_files(here)
+            else:
+                here = _step("..", here)
+                name, left = above.pop()
+                os.rmdir(name, dir_fd=here)
     finally:
-        os.close(top)
+        os.close(here)
 
 
-def _lift(name: str, top: int) -> None:
-    """Moves what an inner folder holds to the top."""
-    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-    try:
-        for below in os.listdir(inner):
-            if not _unlink(below, inner):
-                os.rename(below, secrets.token_hex(16), src_dir_fd=inner, dst_dir_fd=top)
-    finally:
-        os.close(inner)
+def _step(name: str, here: int) -> int:
+    there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+    os.close(here)
+    return there
 
 
-def _unlink(name: str, folder: int) -> bool:
-    """Removes what isn't a folder; makes a folder one that can be looked into."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except (IsADirectoryError, PermissionError):
-        os.chmod(name, stat.S_IRWXU, dir_fd=folder)
-        return False
-    return True
+def _unlink_files(folder: int) -> list[str]:
+    """Removes what aren't folders, and returns the names of those."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+    return [name for name, is_folder in found if is_folder]
 
 
 def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
     cpu = max(1, -int(-limits["cpu_seconds"] // 1))
     for kind, value in (
         (resource.RLIMIT_AS, address_space + (limits["memory_mb"] << 20)),
-        (resource.RLIMIT_CPU, cpu + 1),  # a second to say so in, see `runner.out_of_time`
+        (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
         (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_NPROC, _MAX_THREADS),
@@ -201,8 +204,7 @@ def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
     ):
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        soft = allowed - 1 if kind == resource.RLIMIT_CPU else allowed
-        resource.setrlimit(kind, (soft, allowed))
+        resource.setrlimit(kind, (allowed, allowed))
 
 
 def _rules(visible: Visible, work: str) -> list[tuple[str, int]]:

@@ -121,7 +121,9 @@ def _set_up(order: Mapping[str, Any]) -> tuple[Jail, int]:
     Returns:
       The jail, and how much address space is in use.
     """
-    sys.path[:] = [path for path in sys.path if path != order["root"]]
+    # Without what editable installations add: snippets couldn't read it, but would come upon it.
+    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    sys.path[:] = [path for path in sys.path if path.startswith(library)]
     sys.path += [path for path in order["path"] if path not in sys.path]
     before = set(sys.modules)
     for name in (*_LIBRARY.split(), *order["preload"]):
@@ -215,7 +217,7 @@ def _be_child(
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             numpy.random.seed(request["seed"] % 2**32)
-        status = runner.run(request["cells"], request["echo"])
+        status = runner.run(request["cells"], request["echo"], limits["cpu_seconds"])
     except OSError as error:
         os.write(2, f"{error}".encode())
     finally:
