@@ -17,25 +17,26 @@ long enough for most of these questions. The small policy can't be expected to s
       --config.data.train=train.parquet --config.data.eval=eval.parquet
 
 is the paper's scale: a checkpoint of Qwen3-4B-Instruct-2507, 469 updates (5 epochs of 3,000 rows)
-on conversations such as Open-AgentRL-SFT-3K, then ELPO for one epoch of 30,000 questions, in files
-such as Open-AgentRL-30K or DAPO-Math-17k. `math.py:qwen2_5_7b` is the same for Qwen2.5-7B-Instruct.
-What it costs and comes to isn't known: no such run has been made. It differs from the paper in its
-tool, a calculator, and in that only questions whose answer is a number are used. Prompt and
-response share the 23,040 tokens that the paper deals out as 2,560 and 20,480.
+on conversations such as Open-AgentRL-SFT-3K, then ELPO with the code interpreter for one epoch of
+30,000 questions, in files such as Open-AgentRL-30K or DAPO-Math-17k. Rows of either, and of
+MATH-500, AIME, GPQA-Diamond and LiveCodeBench, are told apart by their columns: the held-out file
+may have another format. `math.py:qwen2_5_7b` is the same for Qwen2.5-7B-Instruct. What it costs
+and comes to isn't known: no such run has been made. Prompt and response share the 23,040 tokens
+that the paper deals out as 2,560 and 20,480.
 
 The meshes are for 16 TPU v5e (4B) and 8 TPU v5p (7B): 4 hosts and 2, where training runs on one so
 far. Elsewhere `--config.mesh.fsdp=F
 --config.mesh.tensor=T`, where F * T is the number of devices: T divides 8 kv heads (4B) or 4 (7B),
 F divides train.micro_batch_rows, sampler.lanes, sampler.rows and sampler.prefill_rows; 8 devices:
-2 and 4. `--config.sft.data= --config.data.train= --config.data.eval=` generates the problems
-instead of reading files.
+2 and 4. `--config.suite.name=math --config.sft.data= --config.data.train= --config.data.eval=`
+generates problems for a calculator instead of reading files.
 """
 
 from ml_collections import ConfigDict
 
 from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
-from elpo_jax.presets import POLICIES, paper_config
+from elpo_jax.presets import POLICIES, paper_questions
 
 VARIANTS = ("", "gsm8k", *POLICIES)
 
@@ -43,17 +44,7 @@ VARIANTS = ("", "gsm8k", *POLICIES)
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(unknown_name("variant", variant, VARIANTS))
-    return _paper(variant) if variant in POLICIES else _small(variant)
-
-
-def _paper(policy: str) -> ConfigDict:
-    config = paper_config(policy)
-    config.suite.name = "math"
-    config.data.format = "agentrl"
-    config.data.train = "train.parquet"  # without a file there is an error
-    config.data.eval = "eval.parquet"
-    config.sft.data = "sft.parquet"
-    return config
+    return paper_questions(variant) if variant in POLICIES else _small(variant)
 
 
 def _small(variant: str) -> ConfigDict:

@@ -14,21 +14,30 @@ asks them of a checkpoint of Qwen3-4B-Instruct-2507, with the paper's settings: 
 suite's demonstrations (`--config.sft.data=FILE`: on a file's conversations instead;
 `--config.sft.steps=0`: none), then 234 steps of ELPO on 128 questions. What it costs and comes to
 isn't known: no such run has been made. The mesh is for 16 TPU v5e, which are 4 hosts, and training
-runs on one so far; for others see `experiments/math.py`.
+runs on one so far; for one host see README.md, for other meshes `experiments/math.py`.
+
+    python -m elpo_jax.train --config experiments/sci.py:gpqa --workdir runs/gpqa \\
+      --config.policy.checkpoint=DIR --config.sft.data=sft.parquet \\
+      --config.data.train=train.parquet --config.data.eval=gpqa_diamond.parquet
+
+is `experiments/math.py:qwen3_4b` with GPQA-Diamond held out: scientific questions from files, with
+the code interpreter.
 """
 
 from ml_collections import ConfigDict
 
 from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
-from elpo_jax.presets import paper_config
+from elpo_jax.presets import paper_config, paper_questions
 
-VARIANTS = ("", "long", "qwen3_4b")
+VARIANTS = ("", "long", "qwen3_4b", "gpqa")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(unknown_name("variant", variant, VARIANTS))
+    if variant == "gpqa":
+        return paper_questions("qwen3_4b")
     return _paper(variant) if variant == "qwen3_4b" else _small(variant)
 
 

@@ -13,7 +13,9 @@ from elpo_jax.config import DataConfig, SuiteConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import TRAIN
-from elpo_jax.tasks.files import Question, read_files, read_questions
+from elpo_jax.tasks.code_tests import ProgramTests, StdinTest, unpack
+from elpo_jax.tasks.files import read_files, read_questions
+from elpo_jax.tasks.question import Question
 
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of "
@@ -49,11 +51,11 @@ def test_a_row_is_a_question():
 
 def test_the_same_from_parquet(tmp_path):
     path = tmp_path / "train.parquet"
-    pq.write_table(pa.Table.from_pylist([row(), row("Else?", "1/2"), row()]), path)
+    pq.write_table(pa.Table.from_pylist([row(), row("Else?", ""), row()]), path)
     files = read_files(DataConfig(train=str(path), format="agentrl"))
     assert files.questions[TRAIN] == (Question("math_dapo", "How many?", "34"),)
     assert files.notes[:2] == (
-        f"{path}: row 2: reward_model.ground_truth: expected a number, got '1/2'",
+        f"{path}: row 2: reward_model.ground_truth: expected 1 to 1000 characters, got 0: ''",
         f"data.train: {path}: questions: 1, bad rows: 1, rows that repeat a question: 1",
     )
 
@@ -80,28 +82,56 @@ def test_words_that_ask_for_another_form_of_the_answer_are_left_out_and_counted(
 
 @pytest.mark.parametrize(
     ("truth", "answer"),
-    [("34", "34"), (" -3 ", "-3"), ("$1,234.50$", "1234.50"), (34, "34"), (2.5, "2.5")],
+    [
+        ("34", "34"),
+        (" -3 ", "-3"),
+        ("$1,234.50$", "1234.50"),
+        (34, "34"),
+        (2.5, "2.5"),
+        ("025", "25"),
+        ("50\\%", "50\\%"),
+        ("\\frac{1}{2}", "\\frac{1}{2}"),
+        ("\\boxed{x+1}", "x+1"),
+        ("{1, 2}", "{1, 2}"),
+    ],
 )
-def test_ground_truths_that_are_numbers(truth, answer):
+def test_ground_truths_of_mathematics(truth, answer):
     ((question,), bad, _) = read(row(answer=truth))
-    assert (question.answer, bad) == (answer, [])
+    assert (question.answer, question.verifier, bad) == (answer, "math", [])
 
 
-CODE = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
+@pytest.mark.parametrize("truth", ["B", "(B)", "\\boxed{B}", "$\\text{B}$"])
+def test_a_ground_truth_that_is_one_letter(truth):
+    ((question,), _, _) = read(row(answer=truth))
+    assert (question.answer, question.verifier) == ("B", "letter")
+
+
+CODE = {"inputs": ["1\n"], "outputs": ["2\n"]}
+
+
+@pytest.mark.parametrize("truth", [CODE, json.dumps(CODE)])
+def test_a_ground_truth_of_tests(truth):
+    ((question,), _, _) = read(row(answer=truth))
+    assert (question.answer, question.verifier, question.function) == ("", "code", "")
+    assert unpack(question.tests) == ProgramTests(stdin=(StdinTest("1\n", "2\n"),))
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"answer": CODE}, "reward_model.ground_truth: expected a number, got '{\"inputs"),
-        ({"answer": "\\frac{1}{2}"}, "reward_model.ground_truth: expected a number, got '\\\\frac"),
-        ({"answer": "B"}, "reward_model.ground_truth: expected a number, got 'B'"),
-        ({"answer": ""}, "reward_model.ground_truth: expected a number, got ''"),
-        ({"answer": None}, "reward_model.ground_truth: expected a number, got NoneType"),
-        ({"answer": True}, "reward_model.ground_truth: expected a number, got bool"),
-        ({"answer": ["34"]}, "reward_model.ground_truth: expected a number, got list"),
-        ({"answer": float("nan")}, "reward_model.ground_truth: expected a number, got nan"),
-        ({"answer": "1e99999"}, "reward_model.ground_truth: expected a number, got '1e99999'"),
+        ({"answer": {}}, "reward_model.ground_truth: expected lists of inputs and outputs, or tes"),
+        (
+            {"answer": '{"inputs": [1]}'},
+            "reward_model.ground_truth: expected lists of inputs",
+        ),
+        ({"answer": ""}, "reward_model.ground_truth: expected 1 to 1000 characters, got 0: ''"),
+        ({"answer": "x" * 1001}, "reward_model.ground_truth: expected 1 to 1000 characters, got 1"),
+        ({"answer": "\\boxed{"}, "reward_model.ground_truth: expected 1 to 1000 characters, got 0"),
+        ({"answer": "\ud800"}, "reward_model.ground_truth: expected Unicode without lone surrogat"),
+        ({"answer": None}, "reward_model.ground_truth: expected a number or a text, got NoneType"),
+        ({"answer": True}, "reward_model.ground_truth: expected a number or a text, got bool"),
+        ({"answer": ["34"]}, "reward_model.ground_truth: expected a number or a text, got list"),
+        ({"answer": float("nan")}, "reward_model.ground_truth: expected a finite number, got nan"),
         ({"reward_model": None}, "reward_model: expected an object with ground_truth, got NoneT"),
         ({"reward_model": {}}, "reward_model: expected an object with ground_truth, got dict"),
         ({"reward_model": "34"}, "reward_model: expected an object with ground_truth, got '34'"),
@@ -162,7 +192,7 @@ def test_a_question_counts_once_and_several_answers_to_it_are_told():
         row("B?", "2"),
         row("A?", "1.0"),
         row("B?", "3"),
-        row("C?", "x"),
+        row("C?", ""),
         row("B?", "4"),
         row("C?", "5"),
         row(BEFORE + "D?", "6"),
@@ -175,20 +205,27 @@ def test_a_question_counts_once_and_several_answers_to_it_are_told():
     ]
     assert bad == [
         "2: expected one answer to the question, got '2' here and '3' in line 4",
-        "5: reward_model.ground_truth: expected a number, got 'x'",
+        "5: reward_model.ground_truth: expected 1 to 1000 characters, got 0: ''",
     ]
     assert copies == 4
     assert len(questions) + len(bad) + copies == 9
 
 
-def test_a_file_of_code_alone_is_an_error(tmp_path):
+def test_tests_that_differ_contradict_each_other():
+    others = {"inputs": ["1\n"], "outputs": ["3\n"]}
+    questions, bad, _ = read(row("A?", CODE), row("A?", others), row("B?", CODE), row("B?", CODE))
+    assert [question.text for question in questions] == ["B?"]
+    assert bad == ["1: expected one answer to the question, got tests here and tests in line 2"]
+
+
+def test_a_file_without_a_usable_row_is_an_error(tmp_path):
     path = tmp_path / "code.jsonl"
-    path.write_text(json.dumps(row(answer=CODE)))
+    path.write_text(json.dumps(row(answer=None)))
     with pytest.raises(UsageError) as caught:
         read_files(DataConfig(train=str(path), format="agentrl"))
     first, second = caught.value.problems
     assert first == f"data.train: {path}: expected an agentrl row that can be used, got none"
-    assert second.startswith(f"{path}:1: reward_model.ground_truth: expected a number, got")
+    assert second.startswith(f"{path}:1: reward_model.ground_truth: expected a number or a text")
 
 
 def test_a_broken_file_is_an_error_in_one_line(tmp_path):
@@ -206,6 +243,16 @@ def test_the_suite_asks_and_judges_and_has_no_solver_for_it():
     assert (task.kind, task.question, task.calls) == ("math_dapo", "How many?", None)
     assert suite.verify(task, "It is \\boxed{34}.").success
     assert not suite.verify(task, "Answer: 34").success
+
+
+def test_the_suite_for_the_calculator_refuses_other_answers():
+    questions = [Question("a", "?", "34"), Question("b", "?", "x"), Question("c", "?", "y")]
+    with pytest.raises(UsageError) as caught:
+        make_suite(SuiteConfig("math"), {TRAIN: questions})
+    assert caught.value.problems == (
+        "data.train: expected questions whose answers are numbers for suite math, got 2 others; "
+        "suite.name=questions takes them too",
+    )
 
 
 VALUES = st.recursive(

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import PROPERTY
 
-from elpo_jax.tasks.answers import boxed, is_unit, letter, number, plain, quantity
+from elpo_jax.tasks.answers import (
+    boxed,
+    final_letter,
+    is_same_unit,
+    is_unit,
+    last_program,
+    letter,
+    number,
+    plain,
+    quantity,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,9 @@ from elpo_jax.tasks.answers import boxed, is_unit, letter, number, plain, quanti
         (r"\boxed{1} and then \boxed{2", None),
         (r"\boxed{" + "1" * 201 + "}", None),
         (r"\boxed 5", None),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),  # one printed brace
+        (r"\boxed{1 \\} and more}", r"1 \\"),  # a line's end before the closing brace
     ],
 )
 def test_the_last_box_counts(response, expected):
@@ -145,6 +158,98 @@ def test_plain_keeps_the_answer_itself():
     assert plain(r"\textual{x}") == r"\textualx"  # another command is left standing
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{C}",
+        r"\boxed{A}, no: \boxed{(C)}",
+        "The problem says \\boxed{letter}. So \\boxed{\\text{C}}.",
+        "Answer: C",
+        "Answer: (C)",
+        "**Answer:** C",
+        "**Answer**: (C).",
+        "The correct answer is (C) 5 m/s.",
+        "The answer is C because A is too large.",
+        "Answer: A\nNo. Final answer: C",
+        "Answer:\n\nC",
+        "Answer: $\\text{C}$",
+        "Answer: C) A proton",
+        "Answer: C. A proton",
+        "Answer: C, as D is wrong",
+    ],
+)
+def test_the_letter_at_the_end(response):
+    assert final_letter(response) == "C"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        "C",
+        "Answer",
+        "Answer:",
+        "Answer: c",
+        "Answer: Carbon",
+        "Answer: C-14",
+        "Answer: C's",
+        "Answer: AB",
+        "Answer: A or B",
+        "Answer: A, B",
+        "Answer: (A)(B)",
+        "Answer: A and (B)",
+        "Answer: A/B",
+        "Answer: (A), or (B)",
+        "Answer: A large one",
+        "The answer is I think 5",
+        "The answer isn't C",
+        "The answer's C",
+        r"\boxed{A, B}",
+        r"\boxed{}",
+        r"\boxed{",
+        r"Answer: C, \boxed{A or C}",  # a box is the answer, words beside it aren't
+        r"\boxed{Carbon}",
+        r"\boxed{C-14}",
+    ],
+)
+def test_no_letter_or_several(response):
+    assert final_letter(response) is None
+
+
+@pytest.mark.parametrize(
+    ("response", "program"),
+    [
+        ("```python\na\nb\n```", "a\nb"),
+        ("```\na\n```", "a"),
+        ("```py\na\n```\nand\n```Python3\nb\n```", "b"),
+        ("```python\na\n```\nIt prints\n```\n5\n```", "a"),
+        ("```\na\n```\n```text\nb\n```", "a"),
+        ("~~~python\n```\n~~~", "```"),
+        ("````python\n```\n````", "```"),
+        ("```python\na\n`````", "a"),
+        ("  ```python\n  a\n  ```", "  a"),
+        ("```python\n```", ""),
+        ("```python\r\na\r\n```", "a\r"),
+        ("```python\na\n```\n```python\nb", "a"),
+        ("```text\n```python\na\n```", None),
+        ("```python\na", None),
+        ("```python a```", None),
+        ("python\na", None),
+        ("", None),
+    ],
+)
+def test_the_last_program(response, program):
+    assert last_program(response) == program
+
+
+def test_units_of_files():
+    assert is_same_unit("", "m/s")
+    assert is_same_unit("m/s", "m/s")
+    assert is_same_unit("kelvin", "K")
+    assert not is_same_unit("km/s", "m/s")
+    assert not is_same_unit("m", "")
+
+
 @PROPERTY
 @given(st.text(max_size=250))
 def test_any_inside_is_read_without_an_exception(inside):
@@ -152,6 +257,8 @@ def test_any_inside_is_read_without_an_exception(inside):
     letter(inside)
     plain(inside)
     boxed(inside)
+    final_letter(inside)
+    last_program(inside)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +269,19 @@ def test_any_inside_is_read_without_an_exception(inside):
         r"\boxed{" * 150_000,
         "{" * 1_000_000 + r"\boxed{" + "{" * 1_000_000,
         "\\" * 1_000_000,
+        "answer:" * 150_000,
+        "answer" + "*" * 1_000_000,
+        "Answer: " + "(" * 1_000_000,
+        "```" + "a" * 1_000_000 + "`",
+        "```\n" * 250_001,
+        "`" * 1_000_000,
     ],
 )
 def test_a_megabyte_is_read_quickly(response):
     start = time.process_time()
     assert boxed(response) is None
+    assert final_letter(response) is None
+    last_program(response)
     assert time.process_time() - start < 1.0
 
 

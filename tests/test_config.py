@@ -166,7 +166,12 @@ def test_every_number_has_a_range_and_every_rule_a_key():
             "/nowhere.jsonl",
             "data.train: expected a file, or empty, got '/nowhere.jsonl'",
         ),
-        ("data.format", "gsm", "data.format: expected one of 'agentrl', 'gsm8k', got 'gsm'"),
+        (
+            "data.format",
+            "gsm",
+            "data.format: expected one of 'agentrl', 'aime', 'auto', 'gpqa', 'gsm8k', "
+            "'livecodebench', 'math500', 'questions', got 'gsm'",
+        ),
         ("rollout.search", "confrm", "did you mean confirm?"),
         ("policy.head_dim", 33, "policy.head_dim: expected an even number, 2 or more, got 33"),
         ("policy.num_heads", 3, "policy.num_heads: expected a multiple of policy.num_kv_heads=2"),

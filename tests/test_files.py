@@ -10,7 +10,8 @@ from worlds import PROPERTY
 from elpo_jax.config import DataConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
-from elpo_jax.tasks.files import Question, read_files, read_questions
+from elpo_jax.tasks.files import read_files, read_questions
+from elpo_jax.tasks.question import Question
 
 # Rows in GSM8K's manner, made up here.
 BREAD = {

@@ -18,9 +18,9 @@ from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.tokenizer import SentencePieceTokenizer
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Task
-from elpo_jax.tasks.files import Question
 from elpo_jax.tasks.math import KINDS, PATTERNS, MathSuite
 from elpo_jax.tasks.problems import split_of
+from elpo_jax.tasks.question import Question
 
 SPLITS = (TRAIN, HELD_OUT)
 SUITE = MathSuite("short", {})

@@ -13,7 +13,7 @@ from elpo_jax.policy.build import make_architecture
 from elpo_jax.validation import validate_mesh
 
 ROOT = Path(__file__).parent.parent
-PRESETS = ("sci.py:qwen3_4b", "math.py:qwen3_4b", "math.py:qwen2_5_7b")
+PRESETS = ("sci.py:qwen3_4b", "sci.py:gpqa", "math.py:qwen3_4b", "math.py:qwen2_5_7b")
 # Published config.json files, as far as they decide sizes.
 QWEN3_4B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -93,6 +93,7 @@ def test_every_missing_file_has_a_line(tmp_path, monkeypatch):
 
 def test_a_preset_goes_without_files(folder):
     given = (f"--config.policy.checkpoint={folder / 'qwen3'}", "--config.sft.data=")
+    given = (*given, "--config.suite.name=math")
     config = config_of("math.py:qwen3_4b", *given, "--config.data.train=", "--config.data.eval=")
     assert config.sft.steps == 469  # on the suite's demonstrations
     config_of("math.py:qwen3_4b", *given, "--config.sft.steps=0")

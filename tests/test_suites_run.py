@@ -479,7 +479,7 @@ def test_a_tool_that_hangs_under_the_suites_own_solver_is_interrupted_and_told(m
 def test_a_suite_is_one_file_one_experiment_and_a_line_of_the_registry(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setitem(tasks.SUITES, "doubling", lambda config, questions: DoublingSuite())
+    monkeypatch.setitem(tasks.SUITES, "doubling", lambda *_: DoublingSuite())
     experiment = tmp_path / "doubling.py"
     experiment.write_text(
         "from elpo_jax.config import default_config\n\n\n"

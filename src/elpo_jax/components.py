@@ -1,6 +1,5 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,14 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from elpo_jax.config import Config
+from elpo_jax.config import Config, SandboxConfig
 from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_architecture, make_decoder
 from elpo_jax.policy.chat import Chat
-from elpo_jax.policy.chat_files import chat_files, make_chat
-from elpo_jax.policy.checkpoint_folder import CONFIG
+from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.origin import digests_of
 from elpo_jax.policy.sharding import (
     batch_sharding,
     filled,
@@ -30,11 +29,12 @@ from elpo_jax.policy.weights import load_params
 from elpo_jax.rollout.episode import Environment
 from elpo_jax.sampler.engine import Engine
 from elpo_jax.sampler.scheduler import Scheduler
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
-from elpo_jax.tasks.rewards import reward
+from elpo_jax.tasks.rewards import looks_at_tests, reward
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -103,11 +103,8 @@ class Components:
 
     @cached_property
     def policy_digests(self) -> Mapping[str, str]:
-        """SHA-256 of the user's files that decide on ids and on what the parameters are of."""
-        policy = self.config.policy
-        files = chat_files(policy)
-        files += [Path(policy.checkpoint) / CONFIG] if policy.checkpoint else []
-        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        """Of the user's files that the policy comes from, see `policy.origin`."""
+        return digests_of(self.config.policy)
 
     @property
     def param_shardings(self) -> Any:
@@ -147,8 +144,14 @@ class Components:
         config = self.config
         engine = Engine(self.model, config.sampler, config.episode.max_length, self.mesh)
         return Scheduler(
-            engine, self.environment, config.sampler, config.episode, self.chat.end_of_turn
+            engine, self.environment, config.sampler, config.episode, self.chat.stop_tokens
         )
+
+
+def _with_workers(config: Config) -> SandboxConfig:
+    """The sandbox's settings with its workers filled in."""
+    workers = config.sandbox.workers or config.sampler.tool_workers
+    return replace(config.sandbox, workers=workers)
 
 
 def build(config: Config) -> Components:
@@ -160,7 +163,12 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
-    suite = make_suite(config.suite, files.questions)
+    suite = make_suite(
+        config.suite,
+        files.questions,
+        Sandbox(_with_workers(config)),
+        fail_fast=not looks_at_tests(config.reward),
+    )
     if config.policy.checkpoint:
         # First, since the tokenizer's loader reads config.json too and says less of a broken one.
         make_architecture(config.policy, 0)

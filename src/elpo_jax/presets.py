@@ -85,6 +85,18 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def paper_questions(policy: str) -> ConfigDict:
+    """`paper_config` on questions from files, with the paper's tool. Without files a run ends in a
+    line each."""
+    config = paper_config(policy)
+    config.suite.name = "questions"
+    config.data.format = "auto"
+    config.data.train = "train.parquet"
+    config.data.eval = "eval.parquet"
+    config.sft.data = "sft.parquet"
+    return config
+
+
 def paper_config(policy: str) -> ConfigDict:
     """The default config with the paper's settings, for an experiment to edit.
 

@@ -14,7 +14,7 @@ from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
 from elpo_jax.rollout.tool_calls import ALL, FIRST
 from elpo_jax.sandbox.base import Tier
-from elpo_jax.tasks.files import FORMATS
+from elpo_jax.tasks.formats import FORMATS
 from elpo_jax.tasks.rewards import TERMS
 
 
@@ -41,7 +41,7 @@ ASCENDING = Range(
 )
 CHECKPOINT = Range(
     lambda x: not x or Path(x).is_dir(),
-    "--config.policy.checkpoint=DIR with a checkpoint's folder, or empty",
+    "--config.policy.checkpoint=DIR with a checkpoint's folder",
 )
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import importlib.util
 import json
-import math
 import os
 import select
 import signal
@@ -22,11 +21,17 @@ from typing import Any, BinaryIO
 from elpo_jax.sandbox.base import Limits, Result, Snippet, Status, Tier
 from elpo_jax.sandbox.inside.frames import KILL, RUN, receive, send
 from elpo_jax.sandbox.inside.isolation import empty
-from elpo_jax.sandbox.inside.runner import EXIT_MEMORY, EXIT_OK, EXIT_TIMEOUT
+from elpo_jax.sandbox.inside.runner import EXIT_MEMORY, EXIT_OK
 
 _CHUNK = 1 << 16
 _START_SECONDS = 120.0  # for a zygote to load everything on a busy machine
 _GRACE_SECONDS = 10.0  # beyond a snippet's time, before its zygote counts as hung
+_KILLED = {
+    "cpu": Status.TIMEOUT,
+    "clock": Status.TIMEOUT,
+    "output": Status.OUTPUT,
+    "disk": Status.ERROR,
+}
 _BOOT = (
     "import sys; sys.path.insert(0, {root!r}); "
     "from elpo_jax.sandbox.inside.zygote import main; main()"
@@ -237,20 +242,17 @@ def _result(report: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> R
 
 
 def _status(report: dict[str, Any], limits: Limits) -> Status:
-    killed = {"clock": Status.TIMEOUT, "output": Status.OUTPUT, "disk": Status.ERROR}
     code = report["exit"]
     if report["reason"]:
-        return killed[report["reason"]]
+        return _KILLED[report["reason"]]
     if code == EXIT_OK:
         return Status.OK
-    if code in (EXIT_MEMORY, EXIT_TIMEOUT):
-        return Status.MEMORY if code == EXIT_MEMORY else Status.TIMEOUT
+    if code == EXIT_MEMORY:
+        return Status.MEMORY
     if code >= 0:
         return Status.ERROR
-    # The kernel's limit of CPU time kills at whole seconds, by another clock than the report's.
-    is_over = report["cpu_seconds"] >= 0.9 * math.ceil(limits.cpu_seconds)
-    is_limit = -code in (signal.SIGKILL, signal.SIGXCPU)
-    return Status.TIMEOUT if is_limit and is_over else Status.CRASHED
+    is_over = report["cpu_seconds"] >= limits.cpu_seconds
+    return Status.TIMEOUT if code == -signal.SIGKILL and is_over else Status.CRASHED
 
 
 def _environment() -> dict[str, str]:

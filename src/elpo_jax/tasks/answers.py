@@ -1,10 +1,11 @@
-"""Final answers: finding them in `\\boxed{}`, and reading numbers, units and option letters.
+"""Final answers: finding them in a response, and reading numbers, units and option letters.
 
 Everything here reads a hostile response in time linear in its length.
 """
 
 import math
 import re
+from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
@@ -32,6 +33,17 @@ _QUANTITY = re.compile(
 )
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\[,;:!$ ]|[\s$~{}]")
 _LETTER = re.compile(r"\(([A-Z])\)[.:]?|([A-Z])[).:]?")
+# Words before an answer outside a box: 'the answer is (C)', 'Final answer: C', '**Answer**: C'.
+_ANSWER_IS = re.compile(r"\banswer[\s*]{0,4}(?::|is\b)[\s*:]{0,4}", re.IGNORECASE)
+_AFTER = 120  # characters of an answer outside a box that are looked at
+_OPTION = r"(?:\([A-Z]\)|[A-Z])(?![\w'\u2019-])"
+_FIRST_OPTION = re.compile(rf"[\s*]*(?P<option>{_OPTION})(?P<rest>.*)")
+_FURTHER_OPTION = re.compile(
+    rf"[\s*).]*(?:[,;/&]|or\b|and\b)[\s*]*(?:or\b|and\b)?[\s*]*{_OPTION}|[\s*]*\([A-Z]\)"
+)
+_WORDS_TOO = "AI"  # letters that are words: 'the answer is A large one'
+_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+) *+([^\s`]*+)[^`]*+")
+_PYTHON = ("python", "py", "python3")
 
 
 class Quantity(NamedTuple):
@@ -39,15 +51,21 @@ class Quantity(NamedTuple):
     unit: str  # without spaces; '' if there is none
 
 
-def boxed(response: str) -> str | None:
-    """The inside of the last `\\boxed{...}`, braces balanced; None if it is missing or unclosed."""
+def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
+    """The inside of the last `\\boxed{...}`, braces balanced.
+
+    None if it is missing, unclosed or longer than `limit` characters.
+    """
     start = response.rfind(_BOX)
     if start < 0:
         return None
     start += len(_BOX)
     depth = 1
-    for offset, character in enumerate(response[start : start + MAX_ANSWER + 1]):
-        depth += (character == "{") - (character == "}")
+    escaped = False  # \\{ and \\} are braces that are printed
+    for offset, character in enumerate(response[start : start + limit + 1]):
+        if not escaped:
+            depth += (character == "{") - (character == "}")
+        escaped = character == "\\" and not escaped
         if depth == 0:
             return response[start : start + offset].strip()
     return None
@@ -93,7 +111,65 @@ def is_unit(found: str, expected: str) -> bool:
     return not found or found in _UNITS[expected]
 
 
+def is_same_unit(found: str, expected: str) -> bool:
+    """Whether a unit is missing, spelled as the expected one, or in another usual spelling of it.
+
+    Units aren't converted: 5 g isn't 0.005 kg.
+    """
+    spellings = next((known for known in _UNITS.values() if expected in known), {expected})
+    return not found or found in spellings
+
+
 def letter(answer: str) -> str | None:
     """The option letter, if the answer is one letter alone: 'B', '(B)' or 'B.'."""
     match = _LETTER.fullmatch(plain(answer))
     return match.group(1) or match.group(2) if match else None
+
+
+def final_letter(response: str) -> str | None:
+    """The option letter that a response ends with.
+
+    In the last `\\boxed{}`, where there is one, as `letter` reads it. Else after the last 'answer
+    is' or 'Answer:', where exactly one letter stands: 'Answer: (C) 5 m' is C, 'A or B' is nothing.
+    """
+    if _BOX in response:
+        inside = boxed(response)
+        return letter(inside) if inside else None
+    ends = deque((found.end() for found in _ANSWER_IS.finditer(response)), maxlen=1)
+    if not ends:
+        return None
+    lines = _plain_line(response[ends[0] : ends[0] + _AFTER])
+    match = _FIRST_OPTION.match(lines)
+    if match is None or _FURTHER_OPTION.match(match["rest"]):
+        return None
+    option = match["option"].strip("()")
+    is_word = option in _WORDS_TOO and match["option"] == option
+    return None if is_word and re.match(r" [a-z]", match["rest"]) else option
+
+
+def _plain_line(text: str) -> str:
+    """The first line that isn't blank, without dollar signs and LaTeX's text commands."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\$", r"\1", first)
+
+
+def last_program(response: str) -> str | None:
+    """The last closed fenced block that says it is Python; without one the last that says nothing.
+
+    None if there is neither.
+    """
+    found: dict[bool, str] = {}
+    fence, is_python, lines = "", None, list[str]()
+    for line in response.split("\n"):
+        if not fence:
+            if opening := _FENCE.fullmatch(line):
+                fence, name = opening[1], opening[2].lower()
+                is_python = name in _PYTHON if name in (*_PYTHON, "") else None
+                lines = []
+        elif line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+            if is_python is not None:
+                found[is_python] = "\n".join(lines)
+            fence = ""
+        else:
+            lines.append(line)
+    return found.get(True, found.get(False))

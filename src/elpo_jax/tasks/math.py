@@ -15,8 +15,9 @@ import numpy as np
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks import answers
 from elpo_jax.tasks.base import Task, Verdict
-from elpo_jax.tasks.files import Question
+from elpo_jax.tasks.files import KEYS
 from elpo_jax.tasks.problems import Call, Problem, ProblemSuite, Solver, calculate, split_of
+from elpo_jax.tasks.question import Question
 from elpo_jax.tools.calculator import Calculator, CalculatorError, evaluate, format_number
 
 _MAX_VALUE = 9999  # of what is calculated, so that digits stay few
@@ -186,7 +187,7 @@ class MathSuite(ProblemSuite):
       questions: from files, by split. A split without is generated.
 
     Raises:
-      UsageError: for another length.
+      UsageError: for another length, or questions whose answers aren't numbers.
     """
 
     name = "math"
@@ -196,6 +197,17 @@ class MathSuite(ProblemSuite):
         if length != "short":
             raise UsageError([f"suite.length: expected 'short' for suite math, got {length!r}"])
         super().__init__([Calculator()], [length])
+        others = {
+            split: sum(answers.number(question.answer) is None for question in found)
+            for split, found in questions.items()
+        }
+        if any(others.values()):
+            raise UsageError(
+                f"{KEYS[split]}: expected questions whose answers are numbers for suite math, got "
+                f"{count} others; suite.name=questions takes them too"
+                for split, count in others.items()
+                if count
+            )
         self._questions = questions
 
     def size(self, split: str) -> int | None:
@@ -275,7 +287,7 @@ def _solve(pattern: Pattern, numbers: Mapping[str, int]) -> Solver:
 
 def _from_file(question: Question) -> Problem:
     """A row's problem; its solver makes the calculations of the worked solution, if they hold."""
-    answer = {"value": question.answer}
+    answer = {"value": f"{answers.number(question.answer):f}"}
     solve = partial(_recite, question) if _holds(question) else None
     return Problem(question.kind, question.text, question.text, answer, solve)
 

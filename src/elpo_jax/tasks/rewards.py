@@ -70,6 +70,11 @@ TERMS: Mapping[str, Term] = {
 }
 
 
+def looks_at_tests(config: RewardConfig) -> bool:
+    """Whether it matters which tests a program passes that doesn't pass all."""
+    return fraction.__name__ in config.terms
+
+
 def reward(ending: Ending, config: RewardConfig) -> float:
     """The sum of the config's terms."""
     return sum(TERMS[name](ending, config) for name in config.terms)
