@@ -4,8 +4,9 @@
 
 A cold start on 24,000 demonstrations, two fifths of whose look-ups come after a needless one, then
 ELPO on 16 questions a step with 16 rollouts each, where every needless call is one too many.
-Variants: `sci.py:long` asks questions of 4 to 8 calls. `--config.algorithm=grpo` is the baseline
-at the same budget.
+Variants: `sci.py:long` asks questions of 4 to 8 calls; `sci.py:search` has no lookup tool, but
+searches the suite's facts as sentences, or with `--config.suite.corpus=FILE` those of a file.
+`--config.algorithm=grpo` is the baseline at the same budget.
 
     python -m elpo_jax.train --config experiments/sci.py:qwen3_4b --workdir runs/sci_qwen3_4b \\
       --config.policy.checkpoint=DIR
@@ -30,7 +31,7 @@ from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
 from elpo_jax.presets import paper_config, paper_questions
 
-VARIANTS = ("", "long", "qwen3_4b", "gpqa")
+VARIANTS = ("", "long", "search", "qwen3_4b", "gpqa")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -69,6 +70,11 @@ def _small(variant: str) -> ConfigDict:
     config.optimizer.learning_rate = 3e-4
     config.optimizer.schedule = "linear"
     config.eval.every = 8
+    if variant == "search":
+        config.suite.search = True
+        config.policy.tokenizer = "embedded:search"
+        config.episode.max_length = 384
+        config.train.length_buckets = (192, 256, 384)
     if variant == "long":
         config.suite.length = "long"
         config.episode.max_calls = 8

@@ -175,7 +175,7 @@ def test_every_number_has_a_range_and_every_rule_a_key():
         ("rollout.search", "confrm", "did you mean confirm?"),
         ("policy.head_dim", 33, "policy.head_dim: expected an even number, 2 or more, got 33"),
         ("policy.num_heads", 3, "policy.num_heads: expected a multiple of policy.num_kv_heads=2"),
-        ("policy.tokenizer", "/nowhere.model", "policy.tokenizer: expected a file, or empty"),
+        ("policy.tokenizer", "/nowhere.model", "policy.tokenizer: expected a file, embedded:"),
         ("sampler.top_p", 0.0, "sampler.top_p: expected a number above 0 and up to 1, got 0.0"),
         ("sampler.temperature", 0.0, "sampler.temperature: expected more than 0, got 0.0"),
         ("sampler.prefill_chunks", (64, 16), "sampler.prefill_chunks: expected lengths"),

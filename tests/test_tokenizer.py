@@ -1,6 +1,7 @@
 """The tokenizer: exactness on any text, control tokens, consistent atoms, training."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from worlds import PROPERTY
 
 from elpo_jax.policy import train_tokenizer
-from elpo_jax.policy.tokenizer import CONTROL, EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.policy.tokenizer import (
+    CONTROL,
+    EMBEDDED,
+    EMBEDDED_TOKENIZER,
+    SentencePieceTokenizer,
+    tokenizer_file,
+)
 from elpo_jax.tasks.science.elements import elements
 
 TOKENIZER = SentencePieceTokenizer()
@@ -150,8 +157,13 @@ FILLER = {a + b + c: 1 for a in "bcdfg" for b in "aeiou" for c in "klmnr"}
 TEXTS = Counter({**FILLER, "How heavy is Fe2O3?": 5, "How heavy is Ca?": 3, "Not often: 3.5 g": 1})
 
 
+def small(symbols, size=320):
+    recipe = train_tokenizer.science_recipe(symbols)
+    return replace(recipe, vocab_size=size, phrases=1)
+
+
 def test_training_is_deterministic_and_takes_frequent_phrases(tmp_path):
-    models = [train_tokenizer.train(TEXTS, ["Fe", "O", "Ca"], 320, 1) for _ in range(2)]
+    models = [train_tokenizer.train(TEXTS, small(["Fe", "O", "Ca"])) for _ in range(2)]
     assert models[0] == models[1]
     path = tmp_path / "small.model"
     path.write_bytes(models[0])
@@ -163,24 +175,38 @@ def test_training_is_deterministic_and_takes_frequent_phrases(tmp_path):
 @pytest.mark.parametrize(("size", "message"), [(300, "multiple of 64"), (6400, "vocab_size 6400")])
 def test_impossible_vocabulary_sizes_are_refused(size, message):
     with pytest.raises(ValueError, match=message):
-        train_tokenizer.train(TEXTS, ["Fe"], size, 1)
+        train_tokenizer.train(TEXTS, small(["Fe"], size))
 
 
 def test_phrases_never_cut_a_control_string():
     texts = Counter({**FILLER, "a<|im_start|>user words": 9, "b<|im_start|>user words": 9})
     model = sentencepiece.SentencePieceProcessor(
-        model_proto=train_tokenizer.train(texts, ["Fe"], 320, 1)
+        model_proto=train_tokenizer.train(texts, small(["Fe"]))
     )
     assert "<|im_start|>user\u2581words" in [model.id_to_piece(i) for i in range(320)]
 
 
-def test_the_command_needs_a_path():
-    with pytest.raises(SystemExit, match="usage"):
-        train_tokenizer.main(["train_tokenizer"])
+@pytest.mark.parametrize("arguments", [[], ["science"], ["sciense", "out.model"]])
+def test_the_command_needs_a_name_and_a_path(arguments):
+    with pytest.raises(SystemExit, match=r"usage: .*science\|search\|code OUT"):
+        train_tokenizer.main(["train_tokenizer", *arguments])
+
+
+MODELS = {"science": EMBEDDED_TOKENIZER} | {
+    setting.removeprefix("embedded:"): path for setting, path in EMBEDDED.items()
+}
 
 
 @pytest.mark.slow
-def test_the_command_makes_the_embedded_model(tmp_path):
+@pytest.mark.parametrize("name", train_tokenizer.TOKENIZERS)
+def test_the_command_makes_the_embedded_models(name, tmp_path):
     out: Path = tmp_path / "tokenizer.model"
-    train_tokenizer.main(["train_tokenizer", str(out)])
-    assert out.read_bytes() == EMBEDDED_TOKENIZER.read_bytes()
+    train_tokenizer.main(["train_tokenizer", name, str(out)])
+    assert out.read_bytes() == MODELS[name].read_bytes()
+
+
+def test_settings_name_embedded_models_and_files():
+    assert tokenizer_file("") == EMBEDDED_TOKENIZER
+    assert tokenizer_file("embedded:code").name == "code.model"
+    assert tokenizer_file("my.model") == Path("my.model")
+    assert all(SentencePieceTokenizer(path).vocab_size % 64 == 0 for path in EMBEDDED.values())

@@ -34,6 +34,7 @@ from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
 from elpo_jax.tasks.conversations import KEY
 from elpo_jax.tasks.files import KEYS
+from elpo_jax.workdir import cache_root
 
 Params = Any
 Metrics = dict[str, float]
@@ -88,6 +89,7 @@ def cache_folder(components: Components) -> Path:
     if components.config.policy.checkpoint:
         settings["policy"]["checkpoint"] = _fingerprint(components.config.policy.checkpoint)
     del settings["sft"]["cache_dir"]
+    settings["suite"]["corpus"] = components.corpus.digest if components.corpus else ""
     for name in ("micro_batch_rows", "length_buckets", "logprob_chunk"):
         settings[name] = config["train"][name]
     # A file counts by its content, and its suffix, which decides how it is read; not by its path.
@@ -105,7 +107,8 @@ def cache_folder(components: Components) -> Path:
         "devices": [(device.platform, device.device_kind) for device in jax.devices()],
     }
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:24]
-    return _cache_root(components.config.sft.cache_dir) / "cold_start" / name
+    configured = components.config.sft.cache_dir
+    return (Path(configured) if configured else cache_root()) / "cold_start" / name
 
 
 def cold_start(
@@ -335,9 +338,3 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return [file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc"]
-
-
-def _cache_root(configured: str) -> Path:
-    if configured:
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elpo_jax"

@@ -35,6 +35,7 @@ from elpo_jax.tasks.base import HELD_OUT, TRAIN, Suite
 from elpo_jax.tasks.conversations import Conversations, read_conversations
 from elpo_jax.tasks.files import KEYS, Files, read_files
 from elpo_jax.tasks.rewards import looks_at_tests, reward
+from elpo_jax.tools.corpus import Corpus, read_corpus
 from elpo_jax.validation import validate_mesh
 
 Params = Any
@@ -55,6 +56,7 @@ class Components:
       chat: messages to ids.
       environment: the rules of an episode.
       files: what was read of the data files.
+      corpus: what was read of the file to search, if there is one.
       indices: by split, which tasks of a finite one are used; None: all.
     """
 
@@ -65,12 +67,13 @@ class Components:
     chat: Chat
     environment: Environment
     files: Files
+    corpus: Corpus | None
     indices: Mapping[str, Sequence[int] | None]
 
     @property
     def notes(self) -> list[str]:
         """Lines for the user: what was read, and what of it isn't used."""
-        notes = list(self.files.notes)
+        notes = [*self.files.notes, *(self.corpus.notes if self.corpus else ())]
         for split, indices in self.indices.items():
             left_out = (self.suite.size(split) or 0) - len(indices or ())
             if left_out:
@@ -105,6 +108,12 @@ class Components:
     def policy_digests(self) -> Mapping[str, str]:
         """Of the user's files that the policy comes from, see `policy.origin`."""
         return digests_of(self.config.policy)
+
+    @property
+    def data_digests(self) -> Mapping[str, str]:
+        """SHA-256 of the files of questions and passages, by the settings that name them."""
+        digests = {KEYS[split]: digest for split, digest in self.files.digests.items()}
+        return digests | ({"suite.corpus": self.corpus.digest} if self.corpus else {})
 
     @property
     def param_shardings(self) -> Any:
@@ -163,10 +172,12 @@ def build(config: Config) -> Components:
     """
     mesh = make_mesh(config.mesh)
     files = read_files(config.data)
+    corpus = read_corpus(config.suite.corpus, "suite.corpus") if config.suite.corpus else None
     suite = make_suite(
         config.suite,
         files.questions,
         Sandbox(_with_workers(config)),
+        corpus.passages if corpus else None,
         fail_fast=not looks_at_tests(config.reward),
     )
     if config.policy.checkpoint:
@@ -185,5 +196,6 @@ def build(config: Config) -> Components:
         chat=chat,
         environment=environment,
         files=files,
+        corpus=corpus,
         indices={s: fitting(suite, environment, s, max_length) for s in (TRAIN, HELD_OUT)},
     )

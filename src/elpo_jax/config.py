@@ -25,6 +25,8 @@ class SuiteConfig:
 
     name: str = "science"
     length: str = "short"
+    search: bool = False  # science: facts are searched, not looked up; questions: `corpus` is
+    corpus: str = ""  # rows {title?, text} to search; empty: the science suite's own facts
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class PolicyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    tokenizer: str = ""  # a SentencePiece .model file; empty: the checkpoint's, or the embedded one
+    tokenizer: str = ""  # a SentencePiece .model file, 'embedded:code' or 'embedded:search'; empty:
+    # the checkpoint's, or the embedded one
     thinking: bool | None = None  # the chat template's enable_thinking; none: the template decides
     earlier_turns: str = "as_rendered"  # or 'as_sampled', where the template rewrites earlier turns
     dtype: str = "float32"  # of activations and the KV cache: 'float32' or 'bfloat16'

@@ -26,7 +26,7 @@ from elpo_jax.policy.export import check_target, export_policy, save_adapter
 from elpo_jax.policy.families import read_config
 from elpo_jax.policy.origin import PATHS, changed_files, digests_of, weights_of
 from elpo_jax.policy.sharding import make_mesh, placed_shapes
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.policy.tokenizer import SentencePieceTokenizer, tokenizer_file
 from elpo_jax.progress import Display
 from elpo_jax.workdir import WorkDir
 
@@ -145,7 +145,7 @@ def _vocab_size(policy: PolicyConfig) -> int:
     try:
         if policy.checkpoint:
             return int(read_config(Path(policy.checkpoint))["vocab_size"])
-        return SentencePieceTokenizer(policy.tokenizer or EMBEDDED_TOKENIZER).vocab_size
+        return SentencePieceTokenizer(tokenizer_file(policy.tokenizer)).vocab_size
     except (ValueError, KeyError) as error:
         raise UsageError([f"policy: {error}"]) from None
 

@@ -23,7 +23,7 @@ from elpo_jax.policy.families import architecture_of
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.published import PUBLISHED
 from elpo_jax.policy.sharding import filled, make_mesh
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.policy.tokenizer import SentencePieceTokenizer, tokenizer_file
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
 from elpo_jax.validation import validate_mesh
@@ -64,7 +64,7 @@ def _architecture(config: Config) -> Architecture:
     checkpoint = Path(config.policy.checkpoint)
     if not config.policy.checkpoint:
         try:
-            tokenizer = SentencePieceTokenizer(config.policy.tokenizer or EMBEDDED_TOKENIZER)
+            tokenizer = SentencePieceTokenizer(tokenizer_file(config.policy.tokenizer))
         except ValueError as error:
             raise UsageError([f"policy.tokenizer: {error}"]) from None
         return make_architecture(config.policy, tokenizer.vocab_size)

@@ -25,7 +25,6 @@ from elpo_jax.report.report import write_report
 from elpo_jax.report.words import short
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks.base import TRAIN
-from elpo_jax.tasks.files import KEYS
 from elpo_jax.trainer import Metrics, Trainer
 from elpo_jax.workdir import WorkDir, write_json
 
@@ -212,12 +211,12 @@ class _Run:
 
     def _check_files(self, digests: Mapping[str, str]) -> None:
         """Raises UsageError unless the data files are those that the run began with."""
-        ours = self.trainer.components.files.digests
+        ours = self.trainer.components.data_digests
         lines = [
             f"{key}: {get(self.config, key)} is not the file that the run in {self.folder.path} "
             "began with; put that back to go on, or give another --workdir for a new run"
-            for split, key in KEYS.items()
-            if ours.get(split) != digests.get(split)
+            for key in sorted(ours.keys() | digests.keys())
+            if ours.get(key) != digests.get(key)
         ]
         if lines:
             raise UsageError(lines)
@@ -302,7 +301,7 @@ class _Run:
             metadata = {
                 "seed": self.config.seed,
                 "data_order": self.order,
-                "data_files": self.trainer.components.files.digests,
+                "data_files": self.trainer.components.data_digests,
                 "policy_files": self.trainer.components.policy_digests,
                 "policy_weights": self.weights,
             }

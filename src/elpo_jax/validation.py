@@ -10,6 +10,7 @@ from elpo_jax.config import Config, field_types, get
 from elpo_jax.errors import UsageError, unknown_name
 from elpo_jax.learner.base import AGGREGATIONS
 from elpo_jax.policy.architecture import LORA_TARGETS, REMAT, Architecture
+from elpo_jax.policy.tokenizer import EMBEDDED, tokenizer_file
 from elpo_jax.rollout.bel import GAPS
 from elpo_jax.rollout.searches import SEARCHES
 from elpo_jax.rollout.tool_calls import ALL, FIRST
@@ -43,6 +44,7 @@ CHECKPOINT = Range(
     lambda x: not x or Path(x).is_dir(),
     "--config.policy.checkpoint=DIR with a checkpoint's folder",
 )
+TOKENIZER = Range(lambda x: tokenizer_file(x).is_file(), f"a file, {', '.join(EMBEDDED)}, or empty")
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")
 
 _OPTIMIZER = {
@@ -57,6 +59,7 @@ _OPTIMIZER = {
 
 RANGES = {
     "seed": SEED,
+    "suite.corpus": FILE,
     "data.train": FILE,
     "data.eval": FILE,
     "policy.checkpoint": CHECKPOINT,
@@ -69,7 +72,7 @@ RANGES = {
     "policy.rope_theta": POSITIVE,
     "policy.norm_eps": POSITIVE,
     "policy.scan_unroll": AT_LEAST_ONE,
-    "policy.tokenizer": FILE,
+    "policy.tokenizer": TOKENIZER,
     "policy.attention_block": AT_LEAST_ONE,
     "policy.lora.rank": NOT_NEGATIVE,
     "policy.lora.alpha": POSITIVE,

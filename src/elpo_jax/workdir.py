@@ -132,6 +132,11 @@ class WorkDir:
         return f"{self.path}: expected a folder to write, got: {error.strerror}"
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/elpo_jax, or ~/.cache/elpo_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elpo_jax"
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Gives an OSError of the block the path that the system left out."""

@@ -9,7 +9,12 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TOKENIZER
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
-from elpo_jax.policy.tokenizer import SentencePieceTokenizer, Tokenizer
+from elpo_jax.policy.tokenizer import (
+    EMBEDDED,
+    SentencePieceTokenizer,
+    Tokenizer,
+    tokenizer_file,
+)
 from elpo_jax.policy.tokenizer_settings import (
     check_added_tokens,
     check_special_tokens,
@@ -49,7 +54,8 @@ def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
 
 def chat_files(policy: PolicyConfig) -> list[Path]:
     """The user's files that decide on ids, in order."""
-    files = [Path(policy.tokenizer)] if policy.tokenizer else []
+    is_own = policy.tokenizer and policy.tokenizer not in EMBEDDED
+    files = [Path(policy.tokenizer)] if is_own else []
     if policy.checkpoint:
         folder = Path(policy.checkpoint)
         files += sorted(file for pattern in TOKENIZER for file in folder.glob(pattern))
@@ -60,7 +66,7 @@ def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapp
     """Tokenizer, template and the template's variables."""
     folder = Path(policy.checkpoint) if policy.checkpoint else None
     if policy.tokenizer:
-        tokenizer = SentencePieceTokenizer(policy.tokenizer)
+        tokenizer = SentencePieceTokenizer(tokenizer_file(policy.tokenizer))
         if folder is None or not read_settings(folder).templates:
             return tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
         return tokenizer, *_template_beside(tokenizer, folder, with_tools)

@@ -28,7 +28,7 @@ from elpo_jax.policy.export_tokenizer import (
 from elpo_jax.policy.families import describe, read_config
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.safetensors_files import INDEX, SINGLE
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER
+from elpo_jax.policy.tokenizer import tokenizer_file
 from elpo_jax.policy.weight_names import ADAPTERS, WEIGHTS, Layout, Weight
 
 Params = Any
@@ -60,9 +60,8 @@ def export_policy(folder: Path, params: Params, model: Decoder, policy: PolicyCo
       Lines for the user.
     """
     source = Path(policy.checkpoint) if policy.checkpoint else None
-    tokenizer = Path(policy.tokenizer) if policy.tokenizer else None
-    if source is None and tokenizer is None:
-        tokenizer = EMBEDDED_TOKENIZER
+    is_own = policy.tokenizer or source is None
+    tokenizer = tokenizer_file(policy.tokenizer) if is_own else None
     return save_checkpoint(folder, params, model, source, tokenizer)
 
 

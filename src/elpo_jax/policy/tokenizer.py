@@ -14,7 +14,10 @@ from typing import Protocol
 
 import sentencepiece
 
-EMBEDDED_TOKENIZER = Path(__file__).parent / "embedded" / "tokenizer.model"
+_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_TOKENIZER = _FOLDER / "tokenizer.model"
+# Others that ship with the package, by what `policy.tokenizer` calls them.
+EMBEDDED = {f"embedded:{name}": _FOLDER / f"{name}.model" for name in ("code", "search")}
 
 CONTROL = (
     "<|im_start|>",
@@ -50,6 +53,11 @@ class Tokenizer(Protocol):
     def id_of(self, piece: str) -> int:
         """The id of one piece of the vocabulary."""
         ...
+
+
+def tokenizer_file(setting: str) -> Path:
+    """The file that a `policy.tokenizer` names; the embedded one if it is empty."""
+    return EMBEDDED.get(setting) or (Path(setting) if setting else EMBEDDED_TOKENIZER)
 
 
 def check_unicode(text: str) -> None:

@@ -1,9 +1,11 @@
-"""Trains the embedded tokenizer: `python -m elpo_jax.policy.train_tokenizer OUT`.
+"""Trains an embedded tokenizer: `python -m elpo_jax.policy.train_tokenizer NAME OUT`, where NAME is
+science, search (for the science suite with a corpus) or code.
 
 A policy of a million parameters pays for each token, and learns to copy only what is always cut the
 same way. So the vocabulary has
-  - atoms, glued to nothing: element symbols, digits, the signs in expressions, the end of a turn;
-  - phrases: what stands between the atoms in the science suite's training conversations, up to 64
+  - atoms, glued to nothing: digits and the end of a turn; for the science suite element symbols and
+    the signs in expressions, for the code suite the words and letters that programs are tried on;
+  - phrases: what stands between the atoms in the suite's training conversations, up to 64
     characters, so that a call takes one piece from `<tool_call>` to its first argument;
   - BPE pieces for what is left, and bytes for every other text.
 SentencePiece matches atoms and phrases first, the longest at each place.
@@ -13,26 +15,30 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
+from elpo_jax.config import SandboxConfig
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.tokenizer import CONTROL
+from elpo_jax.sandbox import Sandbox
 from elpo_jax.tasks.base import TRAIN, Suite
+from elpo_jax.tasks.code.inputs import QUOTED, WORDS
+from elpo_jax.tasks.code.suite import CodeSuite
 from elpo_jax.tasks.science.elements import elements
 from elpo_jax.tasks.science.suite import LENGTHS, ScienceSuite
 
-VOCAB_SIZE = 512
-NUM_PHRASES = 72
-TASKS = 2000  # conversations of each length
+TASKS = 2000  # conversations of each suite
 MAX_PHRASE = 64  # characters
 MAX_MERGED = 16  # characters of a BPE piece
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _END_OF_TURN = "<|im_end|>"
 _SINGLE = "0123456789.+-*/()"
+_DIGIT = r"\d"
 _NUMBER = r"[-+*/().]*\d(?:[-+*/().\d]|e(?=-?\d))*"
 # Phrases begin and end between these, so never inside a control string.
 _CHUNK = re.compile(rf"{'|'.join(map(re.escape, CONTROL))}|\s+|\w+|[^\s\w]")
@@ -76,22 +82,38 @@ def collect(suite: Suite, template: str, tasks: int) -> Counter[str]:
     return recorder.texts
 
 
-def train(texts: Counter[str], symbols: Sequence[str], vocab_size: int, phrases: int) -> bytes:
+@dataclass(frozen=True)
+class Recipe:
+    """What a tokenizer is made of, besides texts.
+
+    Attributes:
+      symbols: atoms besides digits and control strings.
+      between: what phrases stand between, as regular expressions.
+      vocab_size: pieces in all; a multiple of 64, so that it can be sharded.
+      phrases: how many of them are phrases, at most.
+    """
+
+    symbols: Sequence[str]
+    between: Sequence[str]
+    vocab_size: int
+    phrases: int
+
+
+def train(texts: Counter[str], recipe: Recipe) -> bytes:
     """A SentencePiece model; the same bytes for the same arguments.
 
     Args:
       texts: what is encoded on its own, with how often it occurs.
-      symbols: atoms besides digits, operators and control strings.
-      vocab_size: pieces in all; a multiple of 64, so that it can be sharded.
-      phrases: how many of them are phrases, at most.
+      recipe: the rest.
 
     Raises:
       ValueError: when SentencePiece can't make a vocabulary of that size.
     """
+    vocab_size = recipe.vocab_size
     if vocab_size % 64:
         raise ValueError(f"vocab_size: expected a multiple of 64, got {vocab_size}")
-    chosen, leftovers = _choose_phrases(_cut(texts, symbols), phrases)
-    defined = list(dict.fromkeys([*CONTROL, "\n", *symbols, *chosen]))
+    chosen, leftovers = _choose_phrases(_cut(texts, recipe.between), recipe.phrases)
+    defined = list(dict.fromkeys([*CONTROL, "\n", *recipe.symbols, *chosen]))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -124,11 +146,9 @@ def train(texts: Counter[str], symbols: Sequence[str], vocab_size: int, phrases:
     return model.getvalue()
 
 
-def _cut(texts: Counter[str], symbols: Sequence[str]) -> Counter[str]:
-    """What stands between the atoms: formulas, numbers, lone capitals, the end of a turn."""
-    symbol = "|".join(sorted(map(re.escape, symbols), key=len, reverse=True))
-    formula = rf"(?<![A-Za-z])(?:{symbol}|[0-9()])+(?![a-z])"
-    atom = re.compile(rf"{re.escape(_END_OF_TURN)}|{formula}|{_NUMBER}|\b[A-Z]\b")
+def _cut(texts: Counter[str], between: Sequence[str]) -> Counter[str]:
+    """What stands between the ends of turns and the atoms."""
+    atom = re.compile("|".join([re.escape(_END_OF_TURN), *between]))
     runs: Counter[str] = Counter()
     for text, count in texts.items():
         for run in atom.split(text):
@@ -168,16 +188,54 @@ def _count(counts: Counter[str], run: str, weight: int) -> None:
             counts[run[start:end]] += weight
 
 
+def science_recipe(symbols: Sequence[str]) -> Recipe:
+    """Phrases between formulas, numbers and lone capitals."""
+    formula = rf"(?<![A-Za-z])(?:{_longest_first(symbols)}|[0-9()])+(?![a-z])"
+    return Recipe(symbols, (formula, _NUMBER, r"\b[A-Z]\b"), vocab_size=512, phrases=72)
+
+
+def code_recipe() -> Recipe:
+    """Phrases between digits, and the words and quoted letters that programs are about."""
+    between = (_DIGIT, rf"\b(?:{_longest_first(WORDS)})\b", _longest_first(QUOTED))
+    return Recipe((*WORDS, *QUOTED), between, vocab_size=768, phrases=96)
+
+
+def _longest_first(texts: Sequence[str]) -> str:
+    return "|".join(sorted(map(re.escape, texts), key=len, reverse=True))
+
+
+def _science() -> tuple[list[Suite], Recipe]:
+    suites: list[Suite] = [ScienceSuite(length) for length in LENGTHS]
+    return suites, science_recipe([element.symbol for element in elements()])
+
+
+def _search() -> tuple[list[Suite], Recipe]:
+    suites: list[Suite] = [ScienceSuite(length, search=True) for length in LENGTHS]
+    return suites, science_recipe([element.symbol for element in elements()])
+
+
+def _code() -> tuple[list[Suite], Recipe]:
+    return [CodeSuite("short", Sandbox(SandboxConfig()))], code_recipe()
+
+
+TOKENIZERS: Mapping[str, Callable[[], tuple[list[Suite], Recipe]]] = {
+    "science": _science,
+    "search": _search,
+    "code": _code,
+}
+
+
 def main(argv: Sequence[str]) -> None:
-    """Writes the embedded model to the path given."""
-    if len(argv) != 2:
-        raise SystemExit(f"usage: python -m elpo_jax.policy.train_tokenizer OUT, got {argv[1:]}")
+    """Writes the model of that name to the path given."""
+    if len(argv) != 3 or argv[1] not in TOKENIZERS:
+        command = f"python -m elpo_jax.policy.train_tokenizer {'|'.join(TOKENIZERS)} OUT"
+        raise SystemExit(f"usage: {command}, got {argv[1:]}")
+    suites, recipe = TOKENIZERS[argv[1]]()
     template = EMBEDDED_TEMPLATE.read_text(encoding="utf-8")
     texts: Counter[str] = Counter()
-    for length in LENGTHS:
-        texts += collect(ScienceSuite(length), template, TASKS)
-    symbols = [element.symbol for element in elements()]
-    Path(argv[1]).write_bytes(train(texts, symbols, VOCAB_SIZE, NUM_PHRASES))
+    for suite in suites:
+        texts += collect(suite, template, TASKS)
+    Path(argv[2]).write_bytes(train(texts, recipe))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 they print or return.
 
 Neither an expected output nor an assert ever enters the sandbox, and no exit status or printed word
-counts: a program that would pass has to know the answers. Each test is a fresh run.
+counts: a program that would pass has to know the answers. Each test is a fresh run, but for calls
+that are to be made together.
 """
 
 import json
@@ -39,8 +40,9 @@ from typing import *
 from builtins import *
 """
 
-# Reads the arguments, runs the program, calls its function and writes the result, as JSON, to a
-# copy of standard output that was made before; what the program prints goes nowhere.
+# Reads the arguments of calls, runs the program and makes the calls. Writes a line for each, the
+# result in a list as JSON or null, to a copy of standard output that was made before; what the
+# program prints goes nowhere.
 _HARNESS = """
 import json, os, sys, types
 
@@ -49,8 +51,15 @@ def _value(x):
         return x.tolist()
     raise TypeError(type(x).__name__)
 
+def _result(function, call):
+    try:
+        result = function(*call["arguments"], **call["named"])
+        return json.dumps([result], default=_value)
+    except Exception:
+        return "null"
+
 def _main(prefix, program, name):
-    given = json.loads(sys.stdin.buffer.read())
+    calls = json.loads(sys.stdin.buffer.read())
     results = os.dup(1)
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -64,10 +73,10 @@ def _main(prefix, program, name):
     exec(compile(program, "<answer>", "exec"), module.__dict__)
     owner = getattr(module, "Solution", None)
     function = getattr(owner(), name) if hasattr(owner, name) else getattr(module, name)
-    result = function(*given["arguments"], **given["named"])
-    data = json.dumps(result, default=_value).encode()
-    while data:
-        data = data[os.write(results, data):]
+    for call in calls:
+        data = _result(function, call).encode() + b"\\n"
+        while data:
+            data = data[os.write(results, data):]
 """
 
 
@@ -146,9 +155,15 @@ def _outcomes(sandbox: Sandbox, program: str, tests: ProgramTests) -> Iterator[t
     for test in tests.stdin:
         result = _run_stdin(sandbox, program, test)
         yield _is_whole(result) and same_output(result.stdout, test.output), result.status
-    for call in tests.calls:
-        result = _run_call(sandbox, program, call, tests)
-        yield _is_whole(result) and _returned_right(result.stdout, call.results), result.status
+    size = len(tests.calls) if tests.together else 1
+    for start in range(0, len(tests.calls), size):
+        calls = tests.calls[start : start + size]
+        result = _run_calls(sandbox, program, calls, tests)
+        returned = (
+            _returned(result.stdout, len(calls)) if _is_whole(result) else [None] * len(calls)
+        )
+        for call, got in zip(calls, returned, strict=True):
+            yield _is_right(got, call.results), result.status
 
 
 def _run_stdin(sandbox: Sandbox, program: str, test: StdinTest) -> Result:
@@ -156,12 +171,15 @@ def _run_stdin(sandbox: Sandbox, program: str, test: StdinTest) -> Result:
     return sandbox.run(snippet, _limits(len(test.output.encode())))
 
 
-def _run_call(sandbox: Sandbox, program: str, test: CallTest, tests: ProgramTests) -> Result:
+def _run_calls(
+    sandbox: Sandbox, program: str, calls: Sequence[CallTest], tests: ProgramTests
+) -> Result:
     prefix = tests.prefix or _USUAL_IMPORTS
     call = f"_main({prefix!r}, {program!r}, {tests.function!r})"
-    given = json.dumps({"arguments": test.arguments, "named": test.named}).encode()
-    snippet = Snippet((_HARNESS + call,), stdin=given, echo=False)
-    return sandbox.run(snippet, _limits(len(json.dumps(test.results))))
+    given = json.dumps([{"arguments": call.arguments, "named": call.named} for call in calls])
+    snippet = Snippet((_HARNESS + call,), stdin=given.encode(), echo=False)
+    expected = sum(len(json.dumps(call.results)) for call in calls)
+    return sandbox.run(snippet, _limits(expected))
 
 
 def _limits(expected: int) -> Limits:
@@ -175,13 +193,20 @@ def _is_whole(result: Result) -> bool:
     return result.status is Status.OK and not result.truncated
 
 
-def _returned_right(stdout: bytes, results: Sequence[Any]) -> bool:
-    """Whether the harness wrote one JSON value, a right one."""
+def _returned(stdout: bytes, count: int) -> list[Any]:
+    """What the harness wrote for each call, [result] or None; None for all if it isn't that."""
+    lines = stdout.split(b"\n")
+    if len(lines) != count + 1 or lines[-1]:
+        return [None] * count
     try:
-        got = json.loads(stdout)
-        return any(same_value(got, each) for each in results)
+        return [json.loads(line) for line in lines[:-1]]
     except (ValueError, RecursionError):
-        return False
+        return [None] * count
+
+
+def _is_right(got: Any, results: Sequence[Any]) -> bool:
+    is_result = isinstance(got, list) and len(got) == 1
+    return is_result and any(same_value(got[0], each) for each in results)
 
 
 def _stripped_lines(text: str) -> list[str]:

@@ -53,12 +53,14 @@ class ProgramTests:
       calls: tests of a function.
       function: its name, or that of a method of the class Solution; '' without calls.
       prefix: source that the row puts before a function's.
+      together: all calls are made in one run, one after another; else each in a run of its own.
     """
 
     stdin: tuple[StdinTest, ...] = ()
     calls: tuple[CallTest, ...] = ()
     function: str = ""
     prefix: str = ""
+    together: bool = False
 
     def __len__(self) -> int:
         return len(self.stdin) + len(self.calls)
@@ -71,7 +73,12 @@ def pack(tests: ProgramTests) -> bytes:
 
 def unpack(packed: bytes) -> ProgramTests:
     """What `pack` was given."""
-    fields = json.loads(zlib.decompress(packed))
+    return from_dict(json.loads(zlib.decompress(packed)))
+
+
+def from_dict(fields: Mapping[str, Any]) -> ProgramTests:
+    """The inverse of `dataclasses.asdict`."""
+    fields = dict(fields)
     stdin = tuple(StdinTest(**test) for test in fields.pop("stdin"))
     calls = tuple(CallTest(**test) for test in fields.pop("calls"))
     return ProgramTests(stdin, calls, **fields)

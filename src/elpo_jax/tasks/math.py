@@ -221,7 +221,7 @@ class MathSuite(ProblemSuite):
         patterns = [pattern for pattern in PATTERNS if pattern.kind == kind]
         return _generate(rng, patterns[rng.integers(len(patterns))], split)
 
-    def detour(self, call: Call) -> Call | None:
+    def detour(self, problem: Problem, call: Call) -> Call | None:
         """The calculation's first number alone."""
         found = _FIRST_NUMBER.match(call.arguments["expression"])
         return Call(call.name, {"expression": found[1]}) if found else None

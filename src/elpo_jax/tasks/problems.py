@@ -8,13 +8,14 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from elpo_jax.errors import RunFault
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Message, Task, Verdict, call_message
-from elpo_jax.tools.base import Tool, ToolFailure, ToolTimeout, guarded_call
+from elpo_jax.tools.base import Observation, Tool, ToolFailure, ToolTimeout, guarded_call
 
 HELD_OUT_PERCENT = 25
 MAX_CALL_SECONDS = 60.0  # of a solver's call; one that takes longer hangs
@@ -27,7 +28,7 @@ class Call(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-# Yields calls, receives what the tool answered, returns the final answer (the inside of the box).
+# Yields calls, receives what the tool answered, returns the final answer.
 Solver = Generator[Call, str, str]
 
 
@@ -55,8 +56,9 @@ class ProblemSuite(abc.ABC):
 
     A subclass sets `name` and `system_prompt`, and defines `problem`, `detour` and `verify`.
     Solvers call its tools where a task is made, before a run and between its steps: they should
-    answer from memory. On the main thread a call that hangs is interrupted after
-    `MAX_CALL_SECONDS`, unless it hangs in compiled code that leaves signals waiting.
+    answer from memory, or the suite in their place (`observe`). On the main thread a call that
+    hangs is interrupted after `MAX_CALL_SECONDS`, unless it hangs in compiled code that leaves
+    signals waiting.
 
     Args:
       tools: what solvers and the policy may call.
@@ -75,8 +77,8 @@ class ProblemSuite(abc.ABC):
         """The `index`-th problem of a split; both are valid."""
 
     @abc.abstractmethod
-    def detour(self, call: Call) -> Call | None:
-        """A needless call that may come before this one; None if there is none."""
+    def detour(self, problem: Problem, call: Call) -> Call | None:
+        """A needless call that may come before one of the solver's; None if there is none."""
 
     @abc.abstractmethod
     def verify(self, task: Task, response: str) -> Verdict:
@@ -85,6 +87,18 @@ class ProblemSuite(abc.ABC):
     @property
     def tools(self) -> Sequence[Tool]:
         return tuple(self._tools.values())
+
+    def observe(self, call: Call) -> Observation:
+        """What the tool answers to a call of the solver's.
+
+        Raises:
+          ToolFailure: the tool broke.
+        """
+        return guarded_call(self._tools[call.name], {}, call.arguments)[1]
+
+    def final_turn(self, answer: str) -> str:
+        """The text of the last turn with the solver's answer."""
+        return f"\\boxed{{{answer}}}"
 
     def size(self, split: str) -> int | None:
         """Tasks of a split; None: without end."""
@@ -121,7 +135,8 @@ class ProblemSuite(abc.ABC):
         if problem.solve is None:
             raise ValueError(f"demonstration: task: expected one with a solver, got {task.id}")
         rng = self.rng("detours", task.id)
-        return self._run(_with_detours(problem.solve(), self.detour, rng, detours))
+        detour = partial(self.detour, problem)
+        return self._run(_with_detours(problem.solve(), detour, rng, detours))
 
     def rng(self, *key: str | int) -> np.random.Generator:
         """Randomness that is a function of the suite and the key alone."""
@@ -154,12 +169,12 @@ class ProblemSuite(abc.ABC):
             try:
                 call = next(solver) if result is None else solver.send(result)
             except StopIteration as stop:
-                messages.append({"role": "assistant", "content": f"\\boxed{{{stop.value}}}"})
+                messages.append({"role": "assistant", "content": self.final_turn(stop.value)})
                 return messages
             messages.append(call_message(call.name, call.arguments))
             try:
                 with _time_limit(MAX_CALL_SECONDS):
-                    _, observation = guarded_call(self._tools[call.name], {}, call.arguments)
+                    observation = self.observe(call)
             except ToolFailure as failure:
                 if isinstance(failure.__cause__, KeyboardInterrupt):  # this may be the main thread
                     raise failure.__cause__ from None

@@ -1,12 +1,12 @@
 """The science suite: chemistry questions for a calculator and a table of the elements."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elpo_jax.tasks import answers
 from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tasks.problems import Call, Problem, ProblemSuite
-from elpo_jax.tasks.science import amounts, compositions, hops
+from elpo_jax.tasks.science import amounts, compositions, facts, hops
 from elpo_jax.tasks.science.elements import element_lookup
 from elpo_jax.tasks.science.formulas import parse
 from elpo_jax.tools.calculator import Calculator, format_number
@@ -28,6 +28,8 @@ class ScienceSuite(ProblemSuite):
     Args:
       length: 'short' (2-5 calls; formulas of two or three elements) or 'long' (4-8 calls;
         parentheses, hydrates, up to six elements).
+      search: facts are found by searching a corpus, not by the lookup tool.
+      corpus: passages to search instead of the suite's own facts. Solvers need those facts.
 
     Raises:
       ValueError: for another length.
@@ -36,13 +38,21 @@ class ScienceSuite(ProblemSuite):
     name = "science"
     system_prompt = "Use the tools, one call a turn. End with the answer in \\boxed{}."
 
-    def __init__(self, length: str = "short"):
+    def __init__(
+        self, length: str = "short", search: bool = False, corpus: Sequence[str] | None = None
+    ):
         if length not in LENGTHS:
             raise ValueError(f"ScienceSuite: length: expected one of {LENGTHS}, got {length!r}")
-        super().__init__([Calculator(), element_lookup()], [length])
+        source = facts.search_tool(corpus) if search else element_lookup()
+        super().__init__([Calculator(), source], [length])
         self._length = length
+        self._search = search
 
     def problem(self, split: str, index: int) -> Problem:
+        problem = self._drawn(split, index)
+        return facts.searching(problem) if self._search else problem
+
+    def _drawn(self, split: str, index: int) -> Problem:
         rng = self.rng(split, index)
         kind = KINDS[rng.integers(len(KINDS))]
         if kind == hops.COMPARISON:
@@ -53,8 +63,10 @@ class ScienceSuite(ProblemSuite):
             return compositions.empirical_problem(rng, self._length, split)
         return amounts.amount_problem(rng, kind, self._length, split)
 
-    def detour(self, call: Call) -> Call | None:
+    def detour(self, problem: Problem, call: Call) -> Call | None:
         """The element's number, looked up before another property."""
+        if self._search:
+            return facts.detour(call, _NEEDLESS)
         if call.name != "lookup" or call.arguments["property"] == _NEEDLESS:
             return None
         return Call(call.name, {**call.arguments, "property": _NEEDLESS})

@@ -1,0 +1,245 @@
+"""Programs about the letters of a text."""
+
+from elpo_jax.tasks.code.inputs import choice, integer, letter, mixed, text
+from elpo_jax.tasks.code.program import Program
+
+_ONE_WORD = {"s": text(1, 1)}
+_TWO_WORDS = {"s": text(2, 4)}
+_LOOKALIKES = choice("level", "eagle", "noon", "kayak", "trout", "radar", "plum", "civic", "salsas")
+_FEW = integer(2, 4)
+_FIRST = letter("cklmopr")
+_LAST = letter("aenory")
+
+LETTERS = (
+    Program("s", "s backwards", "return s[::-1]", ("[::-1]", "[-1]")),
+    Program(
+        "s",
+        "the number of vowels in s",
+        "return sum(c in 'aeiou' for c in s)",
+        ("c in", "c not in"),
+    ),
+    Program(
+        "s",
+        "s without its vowels",
+        "return ''.join(c for c in s if c not in 'aeiou')",
+        ("not in", "in"),
+    ),
+    Program(
+        "s",
+        "the vowels of s as a list",
+        "return [c for c in s if c in 'aeiou']",
+        ("if c in", "if c not in"),
+    ),
+    Program("s", "how often {c} is in s", "return s.count({c})", ("count", "find")),
+    Program(
+        "s",
+        "s with {d} in place of {c}",
+        "return s.replace({c}, {d})",
+        ("{c}, {d}", "{d}, {c}"),
+    ),
+    Program("s", "s without any {c}", "return s.replace({c}, '')", ("''", "' '")),
+    Program("s", "the index of the first {c} in s, or -1", "return s.find({c})", ("find", "rfind")),
+    Program("s", "the index of the last {c} in s, or -1", "return s.rfind({c})", ("rfind", "find")),
+    Program(
+        "s",
+        "the indices of all {c} in s",
+        "return [i for i, c in enumerate(s) if c == {c}]",
+        ("enumerate(s)", "enumerate(s, 1)"),
+    ),
+    Program(
+        "s",
+        "every letter of s whose index is a multiple of {k}",
+        "return s[::{k}]",
+        ("[::{k}]", "[{k}::]"),
+        {"k": _FEW},
+    ),
+    Program("s", "the first {k} letters of s", "return s[:{k}]", ("[:{k}]", "[{k}:]")),
+    Program("s", "the last {k} letters of s", "return s[-{k}:]", ("[-{k}:]", "[:-{k}]")),
+    Program("s", "s without its first {k} letters", "return s[{k}:]", ("[{k}:]", "[:{k}]")),
+    Program("s", "s without its last {k} letters", "return s[:-{k}]", ("[:-{k}]", "[-{k}:]")),
+    Program(
+        "s", "s {k} times in a row", "return s * {k}", ("s * {k}", "s + s"), {"k": integer(3, 6)}
+    ),
+    Program("s", "s in capitals", "return s.upper()", ("upper", "capitalize")),
+    Program(
+        "s",
+        "s with a capital at the start of each word",
+        "return s.title()",
+        ("title", "capitalize"),
+        _TWO_WORDS,
+    ),
+    Program(
+        "s",
+        "the number of capitals in s",
+        "return sum(c.isupper() for c in s)",
+        ("isupper", "islower"),
+        {"s": mixed},
+    ),
+    Program(
+        "s",
+        "s with capitals made small and small letters capital",
+        "return s.swapcase()",
+        ("swapcase", "upper"),
+        {"s": mixed},
+    ),
+    Program(
+        "s",
+        "whether s is a palindrome",
+        "return s == s[::-1]",
+        ("s == s[::-1]", "s[0] == s[-1]"),
+        {"s": _LOOKALIKES},
+    ),
+    Program(
+        "s",
+        "the distinct letters of s in order",
+        "return ''.join(sorted(set(s)))",
+        ("sorted(set(s))", "sorted(s)"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the letters of s in order",
+        "return ''.join(sorted(s))",
+        ("sorted(s)", "sorted(set(s))"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the number of distinct letters of s",
+        "return len(set(s))",
+        ("set(s)", "s"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "whether all letters of s differ",
+        "return len(set(s)) == len(s)",
+        ("==", "<"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the first letter that is in s twice or more, or '-'",
+        "return next((c for c in s if s.count(c) > 1), '-')",
+        ("> 1", "> 2"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the first letter that is in s only once, or '-'",
+        "return next((c for c in s if s.count(c) == 1), '-')",
+        ("== 1", "> 1"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the first of the most frequent letters of s",
+        "return max(s, key=s.count)",
+        ("max", "min"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the run lengths of s, as in a1p2l1e1",
+        "from itertools import groupby\n"
+        "return ''.join(c + str(len(list(g))) for c, g in groupby(s))",
+        ("c + str(len(list(g)))", "str(len(list(g))) + c"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "s without repeats of neighbours, as in pupy of puppy",
+        "t = s[:1]\nfor c in s:\n    if c != t[-1]:\n        t += c\nreturn t",
+        ("c != t[-1]", "c not in t"),
+        {"s": choice("banana", "cocoa", "coffee", "puffin", "ferry", "onion", "llama", "pepper")},
+    ),
+    Program(
+        "s",
+        "each letter of s {k} times",
+        "return ''.join(c * {k} for c in s)",
+        ("c * {k}", "s * {k}"),
+        {**_ONE_WORD, "k": _FEW},
+    ),
+    Program("s", "the letters of s with {p} between", "return {p}.join(s)", ("{p}", "''")),
+    Program(
+        "s",
+        "s with each letter moved {k} places on, z to a",
+        "return ''.join(chr((ord(c) - 97 + {k}) % 26 + 97) for c in s)",
+        ("97 + {k}", "97 - {k}"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the sum of the places of the letters of s, a is 1",
+        "return sum(ord(c) - 96 for c in s)",
+        ("96", "97"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "s with capitals at even indices",
+        "return ''.join(c if i % 2 else c.upper() for i, c in enumerate(s))",
+        ("c if i % 2 else c.upper()", "c.upper() if i % 2 else c"),
+    ),
+    Program("s", "whether s begins with {c}", "return s[0] == {c}", ("[0]", "[-1]"), {"c": _FIRST}),
+    Program("s", "whether s ends with {c}", "return s[-1] == {c}", ("[-1]", "[0]"), {"c": _LAST}),
+    Program("s", "whether {c} is in s", "return {c} in s", ("in s", "not in s")),
+    Program(
+        "s",
+        "the number of letters of s that are no vowels",
+        "return sum(c not in 'aeiou' for c in s)",
+        ("not in", "in"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "the length of the longest run of one letter in s",
+        "from itertools import groupby\nreturn max(len(list(g)) for c, g in groupby(s))",
+        ("max", "min"),
+        _ONE_WORD,
+    ),
+    Program(
+        "s",
+        "s filled with {p} on the left to length {k}",
+        "return s.rjust({k}, {p})",
+        ("rjust", "ljust"),
+        {**_ONE_WORD, "k": integer(7, 12)},
+    ),
+    Program(
+        "s",
+        "s filled with {p} on the right to length {k}",
+        "return s.ljust({k}, {p})",
+        ("ljust", "rjust"),
+        {**_ONE_WORD, "k": integer(7, 12)},
+    ),
+    Program(
+        "s",
+        "the pieces of s of {k} letters",
+        "return [s[i:i + {k}] for i in range(0, len(s), {k})]",
+        ("len(s), {k}", "len(s)"),
+        {"k": _FEW},
+    ),
+    Program(
+        "s",
+        "s with its first {k} letters moved to the end",
+        "return s[{k}:] + s[:{k}]",
+        ("s[{k}:] + s[:{k}]", "s[:{k}] + s[{k}:]"),
+        {"k": _FEW},
+    ),
+    Program(
+        "s",
+        "s with its last {k} letters moved to the front",
+        "return s[-{k}:] + s[:-{k}]",
+        ("s[-{k}:] + s[:-{k}]", "s[:-{k}] + s[-{k}:]"),
+        {"k": _FEW},
+    ),
+    Program("s", "s up to the first {c}", "return s.split({c})[0]", ("[0]", "[-1]")),
+    Program("s", "s after the last {c}", "return s.split({c})[-1]", ("[-1]", "[0]")),
+    Program(
+        "s",
+        "the number of neighbours in s that are equal",
+        "return sum(a == b for a, b in zip(s, s[1:]))",
+        ("a == b", "a != b"),
+        _ONE_WORD,
+    ),
+)
