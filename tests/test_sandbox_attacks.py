@@ -48,11 +48,17 @@ def folders():
 
 
 @pytest.fixture(scope="module", params=TIERS)
-def sandbox(request):
+def sandbox(request, tmp_path_factory):
     """A sandbox of one tier; whether it leaves anything is checked at the end."""
     problem = why_not(request.param)
     if problem:
         pytest.skip(problem)
+    with pytest.MonkeyPatch.context() as patch:  # not where other processes' sandboxes are
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("work")))
+        yield from watched_sandbox(request)
+
+
+def watched_sandbox(request):
     before = mounts(), descriptors(), set(zygotes())
     their_folders = folders()
     with opened(request.param) as sandbox:

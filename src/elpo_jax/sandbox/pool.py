@@ -5,6 +5,7 @@ import contextlib
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,13 +65,18 @@ class Sandbox:
         self._wanted = None if config.tier == "auto" else Tier(config.tier)
         self._allow_unsafe = config.allow_unsafe
         self._preload = tuple(preload)
+        self._is_closed = False
+        self._forget()
+        _SANDBOXES.add(self)
+
+    def _forget(self) -> None:
+        """As when nothing was started. Also in a fork of the process: what runs is its parent's."""
         self._tier: Tier | None = None
         self._lock = threading.Lock()  # of the start, the counters and closing
-        self._is_closed = False
         # A zygote, or None in place of one that isn't started. The last used comes first, so that
         # only as many start as are needed.
         self._idle: queue.LifoQueue[Zygote | None] = queue.LifoQueue()
-        for _ in range(config.workers or os.cpu_count() or 1):
+        for _ in range(self.config.workers or os.cpu_count() or 1):
             self._idle.put(None)
 
     def start(self) -> Tier:
@@ -111,6 +117,11 @@ class Sandbox:
                     if is_last or self._is_closed:
                         raise ToolFailure(f"sandbox: {failure}") from None
                     continue
+                except BaseException:  # an interrupt: its answer must not become the next one's
+                    if zygote is not None:
+                        zygote.close()
+                    zygote = None
+                    raise
                 with self._lock:
                     self.counters.snippets += 1
                     self.counters.clock_kills += is_clock_kill
@@ -146,3 +157,14 @@ class Sandbox:
             zygote.close()
             zygote = None
         self._idle.put(zygote)
+
+
+_SANDBOXES: "weakref.WeakSet[Sandbox]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for sandbox in _SANDBOXES:
+        sandbox._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -32,9 +32,22 @@ def _denied(line: str) -> str:
     return f"try:\n    {line}\n    print('broke out')\nexcept Exception:\n    print('held')\n"
 
 
+# It may answer as if it had been done.
+_MODE = """
+before = after = 0
+try:
+    before = os.stat({file!r}).st_mode
+    os.chmod({file!r}, 0o600)
+    after = os.stat({file!r}).st_mode
+except OSError:
+    pass
+print('held' if before == after or not after else 'broke out')
+"""
+
 ATTACKS = (
     Attack("reading a file", _denied("open({file!r}).read()")),
     Attack("writing a file", _denied("open({file!r}, 'a').write('x')")),
+    Attack("changing a file's mode", "import os\n" + _MODE),
     Attack("making a file", _denied("open({file!r} + '.new', 'w')")),
     Attack("reading an environment", _denied("open('/proc/{pid}/environ', 'rb').read()")),
     Attack("signalling a process", "import os\n" + _denied("os.kill({pid}, 0)")),

@@ -9,6 +9,7 @@ from elpo_jax.tools.base import Observation
 
 Cells = tuple[str, ...]
 
+_KILLED = (Status.TIMEOUT, Status.OUTPUT, Status.CRASHED)
 _LAST_LINES = 1200  # characters of an error's text that are shown
 
 
@@ -18,6 +19,7 @@ class CodeInterpreter:
     Each call starts afresh, or, in a session, where the calls before it left off. A session's state
     is the tuple of all cells so far: they are run again before the new one, with the seed of the
     first, so a branch stands exactly where its prefix stood, and equal calls give equal answers.
+    One that was killed isn't kept: it would be killed again, and everything after it.
     What depends on the clock, on addresses or on the machine still differs.
 
     Args:
@@ -57,6 +59,8 @@ class CodeInterpreter:
         seed = int.from_bytes(hashlib.sha256(cells[0].encode(errors="replace")).digest()[:4])
         result = self._sandbox.run(Snippet(cells, seed=seed))
         observation = observed(result, self._sandbox.limits)
+        if result.status in _KILLED:
+            cells = state
         return cells if self._session else (), observation
 
 

@@ -1,4 +1,4 @@
-"""Frames on the socket between the sandbox and a zygote: JSON, then bytes."""
+"""What goes over the socket between the sandbox and a zygote: frames of JSON, then bytes."""
 
 import json
 import socket
@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+RUN, KILL = b"r", b"k"  # before a snippet's frame; and to end the one that runs
 _SIZES = struct.Struct(">IQ")
 
 

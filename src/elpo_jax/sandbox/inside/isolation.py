@@ -20,6 +20,8 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _MAX_THREADS = 16  # of the zygote and its child together; not enforced on root without namespaces
 _NICE = 5  # a step behind the trainer
+_DEPTH = 32  # of a work folder that has to be watched
+_NO_END = 1 << 62
 _DROPPED_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
@@ -59,7 +61,7 @@ class Jail:
         elif "landlock" in self._mechanisms:
             self._rules = landlock.ruleset(_rules(visible, self.work))
         if "seccomp" in self._mechanisms:
-            seccomp.program(1)  # is this machine known?
+            seccomp.program(1, False)  # is this machine known?
 
     def became_first(self) -> None:
         """To be called by the zygote proper, the first process of its own PID namespace."""
@@ -103,7 +105,7 @@ class Jail:
                 )
             landlock.restrict(rules)
         if "seccomp" in self._mechanisms:
-            seccomp.install(seccomp.program(os.getpid()))
+            seccomp.install(seccomp.program(os.getpid(), "namespaces" not in self._mechanisms))
 
     @property
     def watched(self) -> str | None:
@@ -115,28 +117,78 @@ class Jail:
         if self.watched is not None:
             empty(self.work)
 
+    def leave(self) -> None:
+        """Removes the work folder, where it is on disk: the trainer may be gone."""
+        if self.watched is not None:
+            self.clean()
+            os.chdir("/")
+            os.rmdir(self.work)
+
 
 def used(folder: str) -> tuple[int, int]:
-    """Bytes and files in a folder; what can't be looked into counts as nothing."""
+    """Bytes and files in a folder; no end of them where it is too deep to be looked through."""
     size = count = 0
-    for path, _, names in os.walk(folder):
-        count += len(names) + 1
-        for name in names:
+    todo = [(folder, 0)]
+    while todo:
+        path, depth = todo.pop()
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    count += 1
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append((entry.path, depth + 1))
+        except FileNotFoundError:
+            continue  # it went meanwhile
+        except PermissionError:
             with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(path, name)).st_blocks * 512
-    return size, count - 1
+                os.chmod(path, stat.S_IRWXU)
+        except OSError:
+            return _NO_END, _NO_END
+        if depth > _DEPTH:
+            return _NO_END, _NO_END
+    return size, count
 
 
 def empty(folder: str) -> None:
-    """Removes all in a folder; links are removed, not followed."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                os.chmod(entry.path, stat.S_IRWXU)
-            empty(entry.path)
-            os.rmdir(entry.path)
-        else:
-            os.unlink(entry.path)
+    """Removes all in a folder, however deep; links are removed, not followed.
+
+    It goes down and up again a step at a time, since neither paths nor recursion reach as deep as
+    a snippet may. Nothing else may be at work there.
+    """
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    above: list[tuple[str, list[str]]] = []  # the way here: names, and what is left beside each
+    left = _unlink_files(here)
+    try:
+        while left or above:
+            if left:
+                name = left.pop()
+                os.chmod(name, stat.S_IRWXU, dir_fd=here)
+                here = _step(name, here)
+                above.append((name, left))
+                left = _unlink_files(here)
+            else:
+                here = _step("..", here)
+                name, left = above.pop()
+                os.rmdir(name, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _step(name: str, here: int) -> int:
+    there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+    os.close(here)
+    return there
+
+
+def _unlink_files(folder: int) -> list[str]:
+    """Removes what aren't folders, and returns the names of those."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+    return [name for name, is_folder in found if is_folder]
 
 
 def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:

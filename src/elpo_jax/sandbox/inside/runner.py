@@ -5,10 +5,11 @@ import builtins
 import contextlib
 import linecache
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
 EXIT_OK, EXIT_ERROR, EXIT_MEMORY = 0, 1, 77
@@ -23,12 +24,22 @@ def run(cells: Sequence[str], echo: bool) -> int:
       cells: sources.
       echo: print the value of the last cell's last expression.
     """
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+    main = ModuleType("__main__")  # where pickle and dataclasses look for a snippet's classes
+    sys.modules["__main__"] = main
+    namespace = main.__dict__
+    namespace["__builtins__"] = builtins
+    signal.signal(signal.SIGXCPU, _out_of_time)
     for number, cell in enumerate(cells[:-1], 1):
         with _muted():
             _run_cell(cell, f"<cell {number}>", namespace, echo=False)
     status = _run_cell(cells[-1], f"<cell {len(cells)}>", namespace, echo)
     return status if _flush() else EXIT_ERROR
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    """Ends the process, but lets what was printed so far out. Killed if it doesn't get to it."""
+    _flush()
+    os._exit(EXIT_ERROR)
 
 
 def _run_cell(source: str, name: str, namespace: dict[str, Any], echo: bool) -> int:

@@ -54,8 +54,19 @@ _DENIED = {
     "semctl": (66, 191), "msgget": (68, 186), "msgctl": (71, 187), "mq_open": (240, 180),
     "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274),
-    "io_setup": (206, 0), "seccomp": (317, 277),
+    "io_setup": (206, 0), "seccomp": (317, 277), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "inotify_init": (253, -1), "inotify_init1": (294, 26), "sync": (162, 81), "syncfs": (306, 267),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54),
 }  # fmt: skip
+# Landlock leaves these alone, so that a snippet among the host's files could do them to any that
+# belong to its user: there they answer as if they had been done.
+_PRETENDED = {
+    "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88),
+}  # fmt: skip
+_TRUNCATE = (76, 45)  # by path, which Landlock knows since its version 3
 _CLONE = (56, 220)
 _KILL_CALL = (62, 129)
 _TGKILL = (234, 131)
@@ -65,6 +76,7 @@ _SOCKETPAIR = (53, 199)
 _PRCTL = (157, 167)
 _FCNTL = (72, 25)
 _IOCTL = (16, 29)
+_SENDTO = (44, 206)
 
 # From here on the architectures share their numbers.
 _SHARED = 424
@@ -76,13 +88,20 @@ _AF_UNIX = 1
 # Calls of which some values of an argument are denied: its number, and the values.
 _DENIED_VALUES = (
     (_PRCTL, 0, (1, 22)),  # PR_SET_PDEATHSIG, PR_SET_SECCOMP
-    (_FCNTL, 1, (8, 15)),  # F_SETOWN and F_SETOWN_EX, by which others get signals
-    (_IOCTL, 1, (0x8901, 0x8902, 0x5412)),  # FIOSETOWN, SIOCSPGRP, and TIOCSTI, which types
+    # F_SETOWN and F_SETOWN_EX, by which others get signals, F_SETLEASE, F_NOTIFY
+    (_FCNTL, 1, (8, 15, 1024, 1026)),
 )
+# What ioctl may ask for. Of the rest, some changes files that are open for reading only.
+# TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2
+_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
 
 
-def program(pid: int) -> bytes:
+def program(pid: int, among_host_files: bool) -> bytes:
     """The filter for the process `pid`, which may send signals to itself only.
+
+    Args:
+      pid: as the process itself knows it.
+      among_host_files: it has no root of its own, so the host's files need more care.
 
     Raises:
       OSError: for a machine whose numbers aren't known.
@@ -92,6 +111,7 @@ def program(pid: int) -> bytes:
         raise OSError(errno.ENOSYS, f"seccomp: no numbers for {machine}")
     column = list(_ARCHITECTURES).index(machine)
     deny, allow = _return(_ERRNO | errno.EPERM), _return(_ALLOW)
+    done = _return(_ERRNO | 0)
     code = [
         _load(_ARCHITECTURE),
         _jump(_JUMP_EQUAL, _ARCHITECTURES[machine], 1, 0),
@@ -100,6 +120,9 @@ def program(pid: int) -> bytes:
     ]
     if machine == "x86_64":
         code += [_jump(_JUMP_AT_LEAST, _X32, 0, 1), _return(_KILL)]
+    if among_host_files:
+        code += [_jump(_JUMP_EQUAL, n[column], 0, 1) + done for n in _PRETENDED.values()]
+        code += [_jump(_JUMP_EQUAL, _TRUNCATE[column], 0, 1), deny]
     new = [_jump(_JUMP_EQUAL, number, 0, 1) + allow for number in _ALLOWED_SHARED]
     new_size = 2 * len(new) + 1
     code += [_jump(_JUMP_AT_LEAST, _SHARED, 0, new_size), *new, _return(_ERRNO | errno.ENOSYS)]
@@ -122,6 +145,13 @@ def program(pid: int) -> bytes:
         code += [_jump(_JUMP_EQUAL, numbers[column], 0, size), _load(_ARGUMENT + 8 * argument)]
         code += [_jump(_JUMP_EQUAL, value, 0, 1) + deny for value in values]
         code.append(allow)
+    code += [_jump(_JUMP_EQUAL, _IOCTL[column], 0, 2 * len(_IOCTLS) + 2), _load(_ARGUMENT + 8)]
+    code += [_jump(_JUMP_EQUAL, value, 0, 1) + allow for value in _IOCTLS]
+    code.append(deny)
+    # Datagrams go where the pair's other end is, and to no address (argument 4, a pointer).
+    code += [_jump(_JUMP_EQUAL, _SENDTO[column], 0, 7), _load(_ARGUMENT + 8 * 4)]
+    code += [_jump(_JUMP_EQUAL, 0, 1, 0), deny, _load(_ARGUMENT + 8 * 4 + 4)]
+    code += [_jump(_JUMP_EQUAL, 0, 1, 0), deny, allow]
     return b"".join([*code, allow])
 
 

@@ -6,10 +6,9 @@ ends with the socket.
 """
 
 import contextlib
-import errno
-import fcntl
 import gc
 import importlib
+import json
 import os
 import random
 import select
@@ -24,7 +23,7 @@ from typing import Any
 
 from elpo_jax.sandbox.inside import runner
 from elpo_jax.sandbox.inside import system as sys_
-from elpo_jax.sandbox.inside.frames import receive, send
+from elpo_jax.sandbox.inside.frames import RUN, receive, send
 from elpo_jax.sandbox.inside.isolation import Jail, Visible, used
 
 # What snippets use without being slow at the first time.
@@ -53,39 +52,70 @@ _WARM_UP = {
         "    verify(found, found, timeout_seconds=None)\n"
     ),
 }
-_CHUNK = 1 << 16
 _TICK = 0.01  # between looks at a child's CPU time, at least
 _CORES = os.cpu_count() or 1
 _WATCH_SECONDS = 0.05  # between looks at a work folder that has no limits of its own
+_LAST_WORDS_SECONDS = 0.2  # for what was printed, once the time is up
 
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
     order, _ = receive(control)
+    trainer = os.pidfd_open(os.getppid())
+    if os.getppid() != order["trainer"]:
+        return  # it has died already
     try:
         jail, address_space = _set_up(order)
     except Exception as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
         send(control, {"error": words})
         return
-    if "namespaces" in order["mechanisms"] and os.fork():
-        control.close()
-        os.wait()  # for the zygote proper, which ends with the socket
-        return
     if "namespaces" in order["mechanisms"]:
+        proper = os.fork()
+        if proper:
+            control.close()
+            _outlive(proper, trainer)
+            return
         sys_.prctl("pdeathsig", sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         jail.became_first()
     send(control, {"ready": True})
-    while True:
-        try:
-            request, stdin = receive(control)
-        except EOFError:
+    _serve_all(jail, address_space, control, trainer)
+    jail.leave()
+
+
+def _outlive(proper: int, trainer: int) -> None:
+    """Waits until the zygote proper, or the trainer, has ended; the former ends with this one.
+
+    The trainer's children may hold its end of the socket open when it is gone, so the socket alone
+    doesn't say.
+    """
+    ended = os.pidfd_open(proper)
+    poll = select.poll()
+    for descriptor in (ended, trainer):
+        poll.register(descriptor, select.POLLIN)
+    poll.poll()
+
+
+def _serve_all(jail: Jail, address_space: int, control: socket.socket, trainer: int) -> None:
+    """Runs snippets until the trainer is gone."""
+    poll = select.poll()
+    for descriptor in (control.fileno(), trainer):
+        poll.register(descriptor, select.POLLIN)
+    while trainer not in dict(poll.poll()):
+        # What a snippet says and reads goes past this process, by descriptors, so that nothing of
+        # it is left in the memory of the next one.
+        kind, descriptors, _, _ = socket.recv_fds(control, 1, 4)
+        if not kind:
             return
-        report, output = _serve(jail, request, stdin, address_space, control)
+        if kind != RUN:
+            continue  # a snippet was to be ended that had ended already
+        limits, _ = receive(control)
+        report = _serve(jail, limits, descriptors, address_space, control, trainer)
         jail.clean()
-        send(control, report, *output)
-        del request, stdin, report, output  # the next child could look for them in this frame
+        if report["reason"] == "gone":
+            return
+        send(control, report)
 
 
 def _set_up(order: Mapping[str, Any]) -> tuple[Jail, int]:
@@ -94,7 +124,9 @@ def _set_up(order: Mapping[str, Any]) -> tuple[Jail, int]:
     Returns:
       The jail, and how much address space is in use.
     """
-    sys.path[:] = [path for path in sys.path if path != order["root"]]
+    # Without what editable installations add: snippets couldn't read it, but would come upon it.
+    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    sys.path[:] = [path for path in sys.path if path.startswith(library)]
     sys.path += [path for path in order["path"] if path not in sys.path]
     before = set(sys.modules)
     for name in (*_LIBRARY.split(), *order["preload"]):
@@ -133,67 +165,55 @@ def _origins(modules: Sequence[ModuleType]) -> tuple[str, ...]:
 
 def _serve(
     jail: Jail,
-    request: Mapping[str, Any],
-    stdin: bytes,
+    limits: Mapping[str, Any],
+    descriptors: Sequence[int],
     address_space: int,
     control: socket.socket,
-) -> tuple[dict[str, Any], tuple[bytes, bytes]]:
-    """Runs a snippet; the report, and what it wrote to stdout and stderr."""
+    trainer: int,
+) -> dict[str, Any]:
+    """Runs a snippet and reports how it ended.
+
+    Args:
+      jail: what locks it in.
+      limits: fields of `base.Limits`.
+      descriptors: of the request, stdin, stdout and stderr; closed here.
+      address_space: bytes that this process has mapped.
+      control, trainer: end with the trainer.
+    """
     started = time.monotonic()
-    source = _sealed(stdin)
-    out, err, ready = os.pipe(), os.pipe(), os.pipe()
+    ready = os.pipe()
     child = jail.fork()
     if not child:
-        _be_child(jail, request, address_space, source, out[1], err[1], ready[1])
-    for descriptor in (source, out[1], err[1], ready[1]):
+        _be_child(jail, limits, address_space, descriptors, ready[1])
+    for descriptor in (*descriptors, ready[1]):
         os.close(descriptor)
-    try:
-        outputs, reason = _watch(
-            child, out[0], err[0], request["limits"], started, control, jail.watched
-        )
-        is_ready = bool(os.read(ready[0], 1))
-    finally:
-        for descriptor in (out[0], err[0], ready[0]):
-            os.close(descriptor)
+    reason = _watch(child, limits, started, control, trainer, jail.watched)
     _, status, usage = os.wait4(child, 0)
-    seconds = usage.ru_utime + usage.ru_stime
-    report = {
+    is_ready = bool(os.read(ready[0], 1))
+    os.close(ready[0])
+    return {
         "reason": reason,
         "is_ready": is_ready,
         "exit": os.waitstatus_to_exitcode(status),
-        "cpu_seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "wall_seconds": time.monotonic() - started,
     }
-    return report, outputs
-
-
-def _sealed(content: bytes) -> int:
-    """A file in memory that can only be read."""
-    file = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(file, view) :]
-    os.lseek(file, 0, os.SEEK_SET)
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
-    return file
 
 
 def _be_child(
     jail: Jail,
-    request: Mapping[str, Any],
+    limits: Mapping[str, Any],
     address_space: int,
-    source: int,
-    out: int,
-    err: int,
+    descriptors: Sequence[int],
     ready: int,
 ) -> None:
     """The child's whole life. Doesn't return."""
     status = runner.EXIT_ERROR
     try:
-        for descriptor, number in ((source, 0), (out, 1), (err, 2)):
+        request = json.loads(os.pread(descriptors[0], os.fstat(descriptors[0]).st_size, 0))
+        for number, descriptor in enumerate(descriptors[1:]):
             os.dup2(descriptor, number)
-        jail.lock(request["limits"], address_space)
+        jail.lock(limits, address_space)
         os.write(ready, b"1")
         os.closerange(3, 4096)
         random.seed(request["seed"])
@@ -209,72 +229,59 @@ def _be_child(
 
 def _watch(
     child: int,
-    out: int,
-    err: int,
     limits: Mapping[str, Any],
     started: float,
     control: socket.socket,
+    trainer: int,
     folder: str | None,
-) -> tuple[tuple[bytes, bytes], str]:
-    """Collects what a child writes until it has ended, and kills it where it goes too far.
+) -> str:
+    """Waits until a child has ended, and kills it where it goes too far.
 
     Args:
       child: its process id.
-      out, err: where its output comes out.
       limits: fields of `base.Limits`.
       started: `time.monotonic()` of its start.
-      control: ends with the trainer, and all this with it.
+      control: says when to kill it.
+      trainer: descriptor of the process that all this ends with.
       folder: its work folder, if that has to be watched.
 
     Returns:
-      The two outputs, and why it was killed: '' (it wasn't), 'cpu', 'clock', 'output' or
-      'disk'.
+      Why it was killed: '' (it wasn't), 'cpu', 'clock', 'output', 'disk', or 'gone' (the trainer).
     """
     deadline = started + limits["wall_seconds"]
     ended = os.pidfd_open(child)
-    outputs = {out: bytearray(), err: bytearray()}
     poll = select.poll()
-    for descriptor in (out, err):
-        os.set_blocking(descriptor, False)
+    for descriptor in (ended, control.fileno(), trainer):
         poll.register(descriptor, select.POLLIN)
-    poll.register(ended, select.POLLIN)
-    poll.register(control.fileno(), select.POLLRDHUP)
     reason = ""
     try:
-        while True:
+        while not reason:
             cpu_left = limits["cpu_seconds"] - _cpu_seconds(child)
             pause = min(deadline - time.monotonic(), max(_TICK, cpu_left / _CORES))
             if folder is not None:
                 pause = min(pause, _WATCH_SECONDS)
             events = dict(poll.poll(max(0.0, pause) * 1000))
-            if control.fileno() in events:
-                os.kill(child, signal.SIGKILL)
-                os._exit(0)
-            for descriptor in set(outputs) & set(events):
-                if not _read(descriptor, outputs[descriptor], limits["output_bytes"]):
-                    poll.unregister(descriptor)
-            if any(len(output) > limits["output_bytes"] for output in outputs.values()):
-                reason = "output"
+            if trainer in events:
+                reason = "gone"
+            elif control.fileno() in events:
+                reason = "output" if control.recv(1) else "gone"
+            elif folder is not None and _is_over(folder, limits):
+                reason = "disk"
+            elif ended in events:
+                break
             elif _cpu_seconds(child) >= limits["cpu_seconds"]:
                 reason = "cpu"
             elif time.monotonic() >= deadline:
                 reason = "clock"
-            elif folder is not None and _is_over(folder, limits):
-                reason = "disk"
-            if ended in events:
-                break
-            if reason:
-                os.kill(child, signal.SIGKILL)
-                break
-        poll.poll(0)
-        for descriptor, output in outputs.items():  # what is left in the pipes
-            while len(output) <= limits["output_bytes"] and _read(
-                descriptor, output, limits["output_bytes"]
-            ):
-                pass
+        if reason in ("cpu", "clock"):
+            os.kill(child, signal.SIGXCPU)  # what was printed so far may come out
+            poll.unregister(control.fileno())
+            poll.poll(_LAST_WORDS_SECONDS * 1000)
+        if reason:
+            os.kill(child, signal.SIGKILL)
     finally:
         os.close(ended)
-    return (bytes(outputs[out]), bytes(outputs[err])), reason
+    return reason
 
 
 def _cpu_seconds(child: int) -> float:
@@ -288,23 +295,9 @@ def _cpu_seconds(child: int) -> float:
     return 0.0
 
 
-def _read(descriptor: int, output: bytearray, limit: int) -> bool:
-    """Reads a piece; False at the end, or where there is nothing now."""
-    try:
-        piece = os.read(descriptor, min(_CHUNK, limit + 1 - len(output)) or 1)
-    except OSError as error:
-        if error.errno != errno.EAGAIN:
-            raise
-        return False
-    output += piece
-    return bool(piece)
-
-
 def _is_over(folder: str, limits: Mapping[str, Any]) -> bool:
-    with contextlib.suppress(OSError):
-        size, count = used(folder)
-        return size > limits["disk_mb"] << 20 or count > limits["files"]
-    return False
+    size, count = used(folder)
+    return size > limits["disk_mb"] << 20 or count > limits["files"]
 
 
 if __name__ == "__main__":
