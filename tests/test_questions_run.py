@@ -105,4 +105,9 @@ def test_a_run_on_questions_of_several_formats(tmp_path):
     kinds = {name for name in rows[-1] if name.startswith("eval/trials/")}
     assert kinds == {"eval/trials/Algebra", "eval/trials/Physics", "eval/trials/easy"}
     assert rows[-1]["eval/calls"] > 0
+    assert rows[-1]["sandbox/snippets"] >= 0
+    assert rows[-1]["sandbox/restarts"] == 0
+    assert "the policy's code runs in sandbox tier T" in output.getvalue()
+    metadata = next((folder / "checkpoints").glob("*/metadata/metadata"))
+    assert json.loads(metadata.read_text())["given"]["sandbox_tier"].startswith("T")
     assert "Physics" in (folder / "report.html").read_text()

@@ -214,6 +214,7 @@ def test_a_checkpoint_is_evaluated_on_the_file(world, undisturbed, tmp_path, cap
     evaluate([*argv, "--checkpoint", str(undisturbed[0]), "--output", str(output)])
     found = json.loads(output.read_text())
     assert (found["tasks"], found["step"]) == (4, STEPS)
+    assert found["sandbox_tier"] is None
     assert found["kinds"]["gsm8k"]["trials"] == 4
     assert "data.eval: fewer than eval.tasks=8: 4" in capsys.readouterr().out
 

@@ -52,7 +52,12 @@ def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) 
     except NonFiniteSampleError as error:
         raise RunFault([f"{checkpoint}, step {restored.step}: {error}"]) from error
     found = report(trees, config.seed)
-    write_json(output, {"step": restored.step, "config": to_dict(config), **found})
+    about = {
+        "step": restored.step,
+        "config": to_dict(config),
+        "sandbox_tier": components.sandboxes.start(),
+    }
+    write_json(output, {**about, **found})
     for kind, count in found["kinds"].items():
         display.note(f"{kind:20} {share(count['successes'], count['trials'])}")
     for name in ("pass@k", "maj@k"):

@@ -164,9 +164,9 @@ class Trainer:
 
     def _sandbox_metrics(self, before: Counters) -> Metrics:
         """What the sandboxes did since; nothing where none is used."""
-        after = vars(self.components.sandboxes.counters)
-        if not after["snippets"]:
+        if self.components.sandboxes.start() is None:
             return {}
+        after = vars(self.components.sandboxes.counters)
         return {f"sandbox/{name}": count - getattr(before, name) for name, count in after.items()}
 
     def evaluate(self, state: TrainState) -> tuple[list[Tree], Metrics]:

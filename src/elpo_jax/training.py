@@ -205,6 +205,7 @@ class _Run:
         shapes = self.trainer.learner.shapes()
         _, parts, metadata = self.checkpoints.restore(parts_of(shapes))
         self._check_files(metadata["data_files"])
+        self._compare_tiers(metadata["sandbox_tier"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
         return state_of(parts)
@@ -220,6 +221,14 @@ class _Run:
         ]
         if lines:
             raise UsageError(lines)
+
+    def _compare_tiers(self, before: str | None) -> None:
+        tier = self.trainer.components.sandboxes.start()
+        if tier != before:
+            self.display.note(
+                f"WARNING: the policy's code ran in sandbox tier {before} so far, now in {tier}; "
+                "what it prints may differ"
+            )
 
     def _check_policy(self, metadata: Mapping[str, Any]) -> None:
         """Takes up what the policy came from; config.json gets the places where that is now.
