@@ -16,7 +16,7 @@ from elpo_jax.rollout.tree import Exchange, Rollout, Step, Tree
 from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tools.base import Observation
 
-NEVER = -1  # an end-of-turn token that no policy draws
+NEVER = ()  # no token ends a turn
 
 
 @dataclass(frozen=True, eq=False)

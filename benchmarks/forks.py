@@ -50,9 +50,9 @@ class RefillingEngine(Engine):
         for chunk in chunks:
             self._known[chunk.lane, chunk.offset : chunk.offset + len(chunk.tokens)] = chunk.tokens
 
-    def decode(self, params, work: Sequence[Decoding], step_key, stop_token, exit_below) -> Drawn:
+    def decode(self, params, work: Sequence[Decoding], step_key, stop_tokens, exit_below) -> Drawn:
         self._refill(params, {item.lane: item.position for item in work})
-        drawn = super().decode(params, work, step_key, stop_token, exit_below)
+        drawn = super().decode(params, work, step_key, stop_tokens, exit_below)
         for item in work:
             fed = [item.pending, *drawn.tokens[item.lane, : drawn.counts[item.lane]]]
             free = self._known[item.lane, item.position :][: len(fed)]

@@ -15,7 +15,7 @@ asks them of a checkpoint of Qwen3-4B-Instruct-2507, with the paper's settings: 
 suite's demonstrations (`--config.sft.data=FILE`: on a file's conversations instead;
 `--config.sft.steps=0`: none), then 234 steps of ELPO on 128 questions. What it costs and comes to
 isn't known: no such run has been made. The mesh is for 16 TPU v5e, which are 4 hosts, and training
-runs on one so far; for others see `experiments/math.py`.
+runs on one so far; for one host see README.md, for other meshes `experiments/math.py`.
 
     python -m elpo_jax.train --config experiments/sci.py:gpqa --workdir runs/gpqa \\
       --config.policy.checkpoint=DIR --config.sft.data=sft.parquet \\

@@ -29,7 +29,6 @@ SAMPLER = SamplerConfig(
     lanes=5, rows=1, decode_block=8, prefill_rows=2, prefill_chunks=(8,), fork_rows=1
 )
 MAX_LENGTH = 96  # tokens of a row, unless a test says otherwise
-_NO_STOP = -1
 
 
 def make_decoder(case: Case, folder: Path, compute: Compute) -> Decoder:
@@ -157,7 +156,7 @@ class Sampler:
                 )
                 for i, (lane, one) in enumerate(zip(LANES, drawn, strict=False))
             ]
-            out = self._engine.decode(self._params, work, jax.random.key(0), _NO_STOP, 1)
+            out = self._engine.decode(self._params, work, jax.random.key(0), (), 1)
             for i, lane in enumerate(LANES[: len(drawn)]):
                 drawn[i] = _extended(drawn[i], out, lane, count)
         return drawn

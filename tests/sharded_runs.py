@@ -84,7 +84,7 @@ def make_components(mesh, **changes):
         mesh=devices,
         model=make_decoder(config.policy, VOCABULARY, devices),
         suite=SimpleNamespace(size=lambda split: None, task=lambda split, index: task(index)),
-        chat=SimpleNamespace(end_of_turn=END_OF_TURN, tokenizer=tokenizer),
+        chat=SimpleNamespace(stop_tokens=(END_OF_TURN,), tokenizer=tokenizer),
         environment=ScriptedEnvironment(),
         files=Files({}, {}, ()),
         indices={TRAIN: None, HELD_OUT: None},
@@ -168,7 +168,7 @@ def other_schedule(trainer, params):
     """The trees of step 1 in other company, order and timing."""
     config, engine = trainer.config, trainer.scheduler.engine
     scheduler = Scheduler(
-        engine, ScriptedEnvironment((0.0, 0.004)), config.sampler, config.episode, END_OF_TURN
+        engine, ScriptedEnvironment((0.0, 0.004)), config.sampler, config.episode, (END_OF_TURN,)
     )
     trees, _ = scheduler.run(
         params,

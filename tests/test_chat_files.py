@@ -1,5 +1,6 @@
 """Which tokenizer and chat template a config gets, and what is said when it can't."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import chat_files, make_chat
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
+from elpo_jax.policy.origin import digests_of
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 
 SCHEMA = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
@@ -46,7 +48,7 @@ def test_an_export_of_the_embedded_policy(tmp_path):
     policy = PolicyConfig(checkpoint=str(tmp_path))
     line = problem(checkpoint=str(tmp_path))
     assert line.startswith(
-        f"policy.checkpoint: {tmp_path / 'chat_template.jinja'}: expected a chat"
+        f"policy.checkpoint: {tmp_path}: expected a chat template (chat_template.jinja, or in"
     )
     shutil.copy(EMBEDDED_TEMPLATE, tmp_path)
     chat, embedded = make_chat(policy, [SCHEMA]), make_chat(PolicyConfig(), [SCHEMA])
@@ -65,6 +67,83 @@ def test_a_tokenizer_of_ones_own_with_a_checkpoint(tmp_path):
     (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
     prompt = make_chat(policy, [SCHEMA]).prompt_ids([{"role": "user", "content": "Hi"}])
     assert "<list>" in chat.tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize("place", ["text", "list", "file"])
+def test_a_sentence_piece_folders_template_and_special_tokens(tmp_path, place):
+    """Wherever transformers looks for them, and as the template reads them."""
+    shutil.copy(EMBEDDED_TOKENIZER, tmp_path / "tokenizer.model")
+    template = "{{ eos_token }}" + EMBEDDED_TEMPLATE.read_text(encoding="utf-8")
+    settings = {"eos_token": {"content": "<|im_end|>"}, "pad_token": "<pad>"}
+    if place == "text":
+        settings["chat_template"] = template
+    elif place == "list":
+        named = {"default": "{{ never }}", "tool_use": template}
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in named.items()]
+    else:
+        settings["chat_template"] = "{{ never }}"
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates/tool_use.jinja").write_text(template)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    messages = [{"role": "user", "content": "Hi"}]
+    embedded = make_chat(PolicyConfig(), [SCHEMA])
+    expected = [embedded.end_of_turn, *embedded.prompt_ids(messages)]
+    policy = PolicyConfig(checkpoint=str(tmp_path))
+    assert make_chat(policy, [SCHEMA]).prompt_ids(messages) == expected
+    # The same beside a tokenizer of one's own.
+    policy = PolicyConfig(checkpoint=str(tmp_path), tokenizer=str(EMBEDDED_TOKENIZER))
+    assert make_chat(policy, [SCHEMA]).prompt_ids(messages) == expected
+
+
+def test_special_tokens_that_a_sentence_piece_model_does_not_have(tmp_path):
+    shutil.copy(EMBEDDED_TOKENIZER, tmp_path / "tokenizer.model")
+    template = "{{ bos_token }}" + EMBEDDED_TEMPLATE.read_text(encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    path = str(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "<s>"}')
+    assert "chat template: reads bos_token, '<s>' by the" in problem(checkpoint=path)
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "<|im_start|>"}')
+    make_chat(PolicyConfig(checkpoint=path), [SCHEMA])
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 2, "<think>": 512}')
+    assert "added token '<think>' with id 512, which is no piece" in problem(checkpoint=path)
+    (tmp_path / "added_tokens.json").write_text("[1]")
+    assert "added_tokens.json: expected a JSON object" in problem(checkpoint=path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [1]}')
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "added_tokens.json").unlink()
+    assert "chat_template: expected a text, or a list" in problem(checkpoint=path)
+
+
+def test_a_tokenizer_model_of_another_library_is_left_alone(tmp_path):
+    """Llama-3's folders have tiktoken's beside tokenizer.json."""
+    folder = llama_folder(tmp_path)
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    chat = make_chat(PolicyConfig(checkpoint=str(folder)), [SCHEMA])
+    assert isinstance(chat.tokenizer, HuggingFaceTokenizer)
+
+
+def test_turns_end_at_the_checkpoints_other_ends_too(tmp_path):
+    folder = qwen_folder(tmp_path)
+    policy = PolicyConfig(checkpoint=str(folder))
+    chat = make_chat(policy, [SCHEMA])
+    end, other = chat.end_of_turn, chat.tokenizer.id_of("<|endoftext|>")
+    assert chat.stop_tokens == (end,)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "eos_token_id": other}))
+    assert make_chat(policy, [SCHEMA]).stop_tokens == (end, other)
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [end, other, 9000]}))
+    assert make_chat(policy, [SCHEMA]).stop_tokens == (end, other, 9000)
+    assert "policy.checkpoint/generation_config.json" in digests_of(policy)
+    # Another tokenizer has none of these ids.
+    own = PolicyConfig(checkpoint=str(folder), tokenizer=str(EMBEDDED_TOKENIZER))
+    assert len(make_chat(own, [SCHEMA]).stop_tokens) == 1
+    for found, words in (
+        ("no", "expected an id, or a list of ids, got 'no'"),
+        ([1, -1], "expected an id, or a list of ids, got [1, -1]"),
+        (list(range(9)), "expected at most 8 ids that end a turn"),
+    ):
+        generation.write_text(json.dumps({"eos_token_id": found}))
+        assert words in problem(checkpoint=str(folder))
 
 
 def test_options_reach_the_template(tmp_path):

@@ -1,5 +1,6 @@
 """Settings that don't fit the suite or their files are refused before anything compiles."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,20 @@ def test_an_episode_that_is_shorter_than_a_prompt():
 
 
 def test_an_episode_that_is_shorter_than_a_demonstration():
+    """The message names the longest of those looked at, so that one change is enough."""
     components = built(episode={"max_length": 200})
     line = problem(demonstrations, components)
-    assert line.startswith("episode.max_length: expected at least 2")
-    assert line.endswith(", got 200")
+    found = re.fullmatch(
+        r"episode\.max_length: expected at least (\d+), the tokens of the longest of the first 512 "
+        r"demonstrations, (\S+), got 200, which (\d+) don't fit",
+        line,
+    )
+    assert int(found[3]) > 1
+    needed = int(found[1])
+    demonstrations(built(episode={"max_length": needed}, train={"length_buckets": (needed,)}))
+    buckets = {"length_buckets": (needed - 1,)}
+    components = built(episode={"max_length": needed - 1}, train=buckets)
+    assert f", {found[2]}, got {needed - 1}" in problem(demonstrations, components)
 
 
 @pytest.mark.parametrize(

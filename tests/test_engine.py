@@ -14,7 +14,7 @@ POLICY = PolicyConfig(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, hea
 SAMPLER = SamplerConfig(
     lanes=5, rows=4, decode_block=6, prefill_rows=2, prefill_chunks=(4, 16), fork_rows=2
 )
-VOCABULARY, LENGTH, NO_STOP = 64, 64, -1
+VOCABULARY, LENGTH = 64, 64
 KEY = jax.random.key(7)
 
 
@@ -70,8 +70,8 @@ def logits_of(model, params):
     return logits
 
 
-def run(engine, params, work, stop=NO_STOP, exit_below=1):
-    return engine.decode(params, work, KEY, stop, exit_below)
+def run(engine, params, work, stops=(), exit_below=1):
+    return engine.decode(params, work, KEY, stops, exit_below)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
@@ -178,12 +178,26 @@ def test_a_stop_token_ends_the_lane_and_is_drawn_but_not_fed(engine, params):
     free = run(engine, params, [decoding(0, tokens)])
     stop = int(free.tokens[0, 3])
     first = free.tokens[0].tolist().index(stop)
-    drawn = run(engine, params, [decoding(0, tokens), decoding(1, tokens, left=2)], stop)
+    drawn = run(engine, params, [decoding(0, tokens), decoding(1, tokens, left=2)], (63, stop))
     assert drawn.counts[0] == first + 1
     assert drawn.stopped[0]
     assert drawn.tokens[0, : first + 1].tolist() == free.tokens[0, : first + 1].tolist()
     assert drawn.counts[1] == min(2, first + 1)
     assert drawn.counts[2:].tolist() == [0, 0, 0]
+
+
+def test_any_number_of_stop_tokens_is_one_program(engine, params):
+    """The first of them that is drawn ends the lane."""
+    tokens = prompt(8)
+    bring(engine, params, 0, tokens)
+    compiled = engine.compiles
+    free = run(engine, params, [decoding(0, tokens)]).tokens[0].tolist()
+    for places in ([4, 2], [5], [0, 1, 2, 3, 4, 5]):
+        stops = [free[place] for place in places]
+        drawn = run(engine, params, [decoding(0, tokens)], stops)
+        first = min(free.index(stop) for stop in stops)
+        assert (drawn.counts[0], drawn.stopped[0]) == (first + 1, True)
+    assert engine.compiles == compiled
 
 
 def test_decode_leaves_early_when_few_lanes_are_left(engine, params):
@@ -204,7 +218,7 @@ def test_no_setting_and_no_amount_of_work_compiles_after_warm_up(engine, params)
         kept = engine.keep([1, 2, 3])
         engine.fork(kept, [0, 2, 4])
         for settings in ({}, {"temperature": 0.3, "top_p": 0.9}, {"top_k": 5, "left": 2}):
-            run(engine, params, [decoding(1, tokens, **settings)], stop=3, exit_below=1)
+            run(engine, params, [decoding(1, tokens, **settings)], stops=(3,), exit_below=1)
         for row in kept:
             engine.release(row)
     assert engine.compiles == compiled

@@ -519,6 +519,36 @@ def test_control_strings_in_an_observation_stay_text():
     assert answer.count(CHAT.end_of_turn) == 1
 
 
+OTHER_END = TOKENIZER.id_of("<|im_start|>")
+
+
+def ended_otherwise(played):
+    """The turn as sampled by a policy that writes another end token than the template's."""
+    return replace(played, tokens=np.array([*played.tokens[:-1], OTHER_END], np.int32))
+
+
+def test_another_end_token_ends_the_episode_with_the_ids_as_sampled():
+    """An answer counts; a call can't be answered, since the template ends turns otherwise."""
+    template = EMBEDDED_TEMPLATE.read_text(encoding="utf-8")
+    chat = Chat(TOKENIZER, template, [SCHEMA], other_ends=[OTHER_END])
+    assert chat.stop_tokens == (CHAT.end_of_turn, OTHER_END)
+    env = Environment(CountingSuite(), chat, LIMITS, REWARD)
+    (outcome,) = play(env, [ended_otherwise(turn("3"))])
+    assert outcome.end == "answer"
+    assert outcome.step.tokens.tolist() == [*TOKENIZER.encode("3"), OTHER_END]
+    assert outcome.step.is_policy.all()
+    rollout = concluded(env, TASK, 0, ROOT, [outcome])
+    assert (rollout.success, rollout.answer) == (True, "3")
+    first, second = play(env, [call(1), ended_otherwise(call(2))])
+    assert (first.end, second.end) == (None, "eos")
+    assert (second.step.is_call, second.step.is_open) == (True, False)
+    assert second.step.exchanges == (Exchange(ToolCall("count", {"by": 2}), None),)
+    assert second.step.tokens[-1] == OTHER_END
+    assert not concluded(env, TASK, 0, ROOT, [first, second], "eos").success
+    with pytest.raises(ValueError, match="expected stopped=False to say"):
+        env.finish_turn(env.begin(TASK, 50), replace(ended_otherwise(call(1)), stopped=False))
+
+
 @pytest.mark.parametrize(
     ("played", "message"),
     [

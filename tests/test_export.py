@@ -1,8 +1,6 @@
 """Policies out: folders that import again bit for bit, of whatever a run holds."""
 
-import io
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,19 +8,12 @@ import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
-import processes
 import pytest
 from flax import traverse_util
-from processes import TINY
-from rich.console import Console
 from safetensors.numpy import load_file
 
-from elpo_jax import convert
-from elpo_jax.cold_start import cache_folder, cold_start
-from elpo_jax.components import build
-from elpo_jax.config import MeshConfig, from_dict
+from elpo_jax.config import MeshConfig
 from elpo_jax.errors import RunFault, UsageError
-from elpo_jax.interrupt import Interrupts
 from elpo_jax.policy import export
 from elpo_jax.policy.architecture import Architecture, Compute, Lora
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
@@ -30,14 +21,20 @@ from elpo_jax.policy.export import save_adapter, save_checkpoint
 from elpo_jax.policy.families import architecture_of, read_config
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
-from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
+from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER
 from elpo_jax.policy.weights import load_params
-from elpo_jax.progress import Display
-from elpo_jax.training import train
-from elpo_jax.workdir import WorkDir
 
 MESH = make_mesh(MeshConfig())
 BFLOAT16 = np.dtype(jnp.bfloat16)
+OWN_TOKENIZER = {
+    "config.json",
+    "model.safetensors",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+}
 LORA = Lora(3, 12.0, ("q_proj", "o_proj", "down_proj"))
 
 
@@ -136,18 +133,18 @@ def test_what_lies_beside_the_weights_is_carried_over(tmp_path):
     assert names == {"config.json", "model.safetensors", "generation_config.json", *carried}
     for name in carried:
         assert (tmp_path / "target" / name).read_bytes() == name.encode()
-    # Another tokenizer takes the place of the source's; the template stays.
+    # Another tokenizer takes the place of the source's; the templates stay.
+    text = EMBEDDED_TEMPLATE.read_text(encoding="utf-8").replace("tools>", "list>")
+    for name in ("chat_template.jinja", more):
+        (source / name).write_text(text, encoding="utf-8")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (source / name).write_text("{}")
     save_checkpoint(tmp_path / "other", params, model, source, EMBEDDED_TOKENIZER)
-    names = {path.name for path in (tmp_path / "other").iterdir()}
-    assert names == {
-        "config.json",
-        "model.safetensors",
-        "generation_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    }
+    names = {str(p.relative_to(tmp_path / "other")) for p in (tmp_path / "other").rglob("*.*")}
+    assert names == {*OWN_TOKENIZER, more}
     template = tmp_path / "other/chat_template.jinja"
-    assert template.read_text() == "chat_template.jinja"
+    assert template.read_text(encoding="utf-8") == text
+    shutil.rmtree((source / more).parent)
     (source / "chat_template.jinja").unlink()
     save_checkpoint(tmp_path / "without", params, model, source, EMBEDDED_TOKENIZER)
     template = tmp_path / "without/chat_template.jinja"
@@ -262,213 +259,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         path.touch()
 
     monkeypatch.setattr(export, "save_file", save)
-    with pytest.raises(RunFault, match="can't be written: I/O error: No space left on device"):
+    with pytest.raises(RunFault, match=r"/target/model-.*: can't be written: I/O error: No space"):
         save_checkpoint(tmp_path / "target", params, model, tmp_path / "source", shard_bytes=9000)
     assert written
+    with pytest.raises(UsageError, match=r"^/proc/out: expected a place for a new folder, got: No"):
+        save_checkpoint(Path("/proc/out"), params, model, tmp_path / "source")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-# Whole runs.
-
-SETTINGS = {key: value for key, value in TINY.items() if not key.startswith("policy.")}
-
-
-def config_of(checkpoint, **changes):
-    """A run of one step from a checkpoint."""
-    tree = {}
-    settings = SETTINGS | {
-        "policy.checkpoint": str(checkpoint),
-        "policy.tokenizer": str(EMBEDDED_TOKENIZER),
-        "train.steps": 1,
-        "train.export": True,
-        "sampler.prefill_chunks": (32,),
-        "train.length_buckets": (208,),
-        "sft.steps": 1,
-    }
-    for key, value in (settings | changes).items():
-        section, *middle, name = key.split(".")
-        place = tree.setdefault(section, {})
-        for part in middle:
-            place = place.setdefault(part, {})
-        place[name] = value
-    return from_dict(tree)
-
-
-def run(config, folder):
-    """Trains in this process; returns what it shows."""
-    shown = io.StringIO()
-    with Display(Console(file=shown, width=500)) as display:
-        train(build(config), WorkDir(folder), display, Interrupts())
-    return shown.getvalue()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(run's folder, its checkpoint's folder): adapters beside a checkpoint with more ids."""
-    folder = tmp_path_factory.mktemp("trained")
-    ids = SentencePieceTokenizer().vocab_size
-    checkpoints.make(
-        folder / "source",
-        "qwen3",
-        vocab_size=ids + 8,
-        num_hidden_layers=1,
-        max_position_embeddings=512,
-    )
-    (folder / "source/generation_config.json").write_text("{}")
-    with processes.kept_programs(folder / "compiled"):
-        config = config_of(
-            folder / "source",
-            **{"policy.lora.rank": 2, "sft.cache_dir": str(folder / "cache")},
-        )
-        shown = run(config, folder / "run")
-        assert f"the policy for others: {folder / 'run/export'}" in shown
-        yield folder / "run", folder / "source"
-
-
-def converted(workdir, output, *more):
-    convert.main(["convert", "--workdir", str(workdir), "--output", str(output), *more])
-    return tensors_in(output)
-
-
-@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.model"])
-def test_a_run_does_not_go_on_beside_another_checkpoint(trained, tmp_path, name):
-    """Its config.json, template and tokenizer decide what the saved parameters mean."""
-    workdir, source = trained
-    copy = tmp_path / "run"
-    shutil.copytree(workdir, copy)
-    newest = max((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    shutil.rmtree(newest)  # so that there is a step to make
-    config = from_dict(json.loads((copy / "config.json").read_text()))
-    components = build(config)
-    file = source / name
-    kept = file.read_bytes() if file.exists() else None  # a file that comes to it counts too
-    file.write_bytes((kept or b"") + b" ")
-    try:
-        with (
-            pytest.raises(UsageError, match=rf"policy: .*{name} is not what the run in"),
-            Display(Console(file=io.StringIO())) as display,
-        ):
-            train(components, WorkDir(copy), display, Interrupts())
-    finally:
-        if kept is None:
-            file.unlink()
-        else:
-            file.write_bytes(kept)
-    assert [int(path.name) for path in (copy / "checkpoints").iterdir()] == [0]
-
-
-def test_a_folder_in_which_nothing_was_saved_takes_other_settings(trained, tmp_path):
-    """A run that can't begin, here for want of weights, mustn't claim its folder for good."""
-    _, source = trained
-    broken = tmp_path / "broken"
-    shutil.copytree(source, broken)
-    (broken / "model.safetensors").unlink()
-    cache = {"sft.cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(UsageError, match="safetensors"):
-        run(config_of(broken, **cache), tmp_path / "run")
-    with pytest.raises(UsageError, match="safetensors"):
-        run(config_of(broken, **cache, **{"optimizer.learning_rate": 1e-5}), tmp_path / "run")
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert settings["optimizer"]["learning_rate"] == 1e-5
-
-
-def test_a_run_from_a_checkpoint_leaves_one(trained, tmp_path):
-    workdir, source = trained
-    assert {path.name for path in (workdir / "export").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "generation_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    }
-    before, after = tensors_in(source), tensors_in(workdir / "export")
-    assert {name: x.shape for name, x in after.items()} == {n: x.shape for n, x in before.items()}
-    moved = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert len(moved) == 7, "the products, by their adapters"
-    assert_same(converted(workdir, tmp_path / "again"), after)
-    assert read_config(tmp_path / "again") == read_config(workdir / "export")
-    first = converted(workdir, tmp_path / "first", "--step", "0")
-    assert {name for name in before if not np.array_equal(first[name], after[name])} == moved
-    adapter = converted(workdir, tmp_path / "adapter", "--adapter", "true")
-    assert len(adapter) == 14
-    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(source)
-
-
-def test_a_finished_run_exports_once(trained, tmp_path):
-    workdir, _ = trained
-    shutil.copytree(workdir, tmp_path / "run")
-    folder = WorkDir(tmp_path / "run")
-    config = from_dict(json.loads(folder.config.read_text()))
-    file = folder.export / "model.safetensors"
-    content, stamp = file.read_bytes(), file.stat().st_mtime_ns
-    assert "for others" not in run(config, folder.path)
-    assert file.stat().st_mtime_ns == stamp
-    # A run that was killed before it could, does so when it is taken up again.
-    shutil.rmtree(folder.export)
-    assert "for others" in run(config, folder.path)
-    assert file.read_bytes() == content
-
-
-def test_nothing_is_read_from_the_checkpoint_that_the_run_has_itself(trained, monkeypatch):
-    """Restoring needs shapes, not 8 GB of weights."""
-    workdir, _ = trained
-    config = from_dict(json.loads((workdir / "config.json").read_text()))
-    components = build(config)
-    monkeypatch.setattr("elpo_jax.components.load_params", None)
-    assert cache_folder(components).is_dir()
-    params, _ = cold_start(components, lambda *_: None, Path(os.devnull), pytest.fail)
-    shapes = components.param_shapes
-    assert jax.tree.structure(params) == jax.tree.structure(shapes)
-    for x, shape in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
-        assert (x.shape, x.dtype, x.sharding) == (shape.shape, shape.dtype, shape.sharding)
-
-
-def test_a_cold_start_is_kept_by_its_checkpoints_content(tmp_path):
-    config, tensors = checkpoints.make(tmp_path / "a", vocab_size=600)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    folders = [cache_folder(build(config_of(tmp_path / name))) for name in "ab"]
-    assert folders[0] == folders[1]
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
-    checkpoints.write(tmp_path / "b", config, tensors)
-    assert cache_folder(build(config_of(tmp_path / "b"))) != folders[0]
-    (tmp_path / "b/model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"^policy\.checkpoint: .*: expected model.safetensors"):
-        cache_folder(build(config_of(tmp_path / "b")))
-
-
-def test_a_checkpoint_that_cannot_be_loaded_is_named_with_its_key(tmp_path):
-    config, tensors = checkpoints.make(tmp_path, vocab_size=600)
-    del tensors["model.norm.weight"]
-    checkpoints.write(tmp_path, config, tensors)
-    with pytest.raises(UsageError) as caught:
-        build(config_of(tmp_path)).init_params()
-    (line,) = caught.value.problems
-    assert line.startswith(f"policy.checkpoint: {tmp_path}: tensors that config.json asks for are")
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--step", "-1"], "--step: expected the number of a step, got '-1'"),
-        (["--adapter", "yes"], "--adapter: expected 'true' or 'false', got 'yes'"),
-        (["--step", "7"], "expected checkpoint 7, found [0, 1]"),
-    ],
-)
-def test_what_convert_cannot_do(trained, tmp_path, more, words):
-    with pytest.raises(UsageError) as caught:
-        converted(trained[0], tmp_path / "out", *more)
-    (line,) = caught.value.problems
-    assert line.endswith(words)
-    assert not (tmp_path / "out").exists()
-
-
-def test_convert_of_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match="expected a run's settings, got FileNotFoundError"):
-        converted(tmp_path, tmp_path / "out")
-    (tmp_path / "config.json").write_text('{"train": {"stepz": 1}}')
-    with pytest.raises(UsageError, match=r"config\.json: train\.stepz: no such key"):
-        converted(tmp_path, tmp_path / "out")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"--adapter: expected a run with policy\.lora\.rank and"):
-        converted(tmp_path, tmp_path / "out", "--adapter", "true")

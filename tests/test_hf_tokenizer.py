@@ -1,6 +1,7 @@
 """Tokenizers of checkpoints: any text, added tokens, agreement with transformers."""
 
 import json
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -155,7 +156,7 @@ def test_templates_have_names(tmp_path):
     loaded = HuggingFaceTokenizer(write_folder(tmp_path / "one", byte_level(), "C"))
     assert (loaded.template(False), loaded.template(True)) == ("C", "C")
     loaded = HuggingFaceTokenizer(write_folder(tmp_path / "none", byte_level(), None))
-    with pytest.raises(ValueError, match=r"none: expected a chat template .*, got \[\]"):
+    with pytest.raises(ValueError, match=r"none: expected a chat template .*, found none"):
         loaded.template(True)
 
 
@@ -188,18 +189,30 @@ def empty(folder):
     return folder
 
 
-def broken(folder):
-    folder = write_folder(folder, byte_level(), None)
-    (folder / "tokenizer.json").write_text("{")
-    return folder
+def with_file(name, content):
+    """A maker of folders in which one file is another."""
+
+    def make(folder):
+        folder = write_folder(folder, byte_level(), None)
+        (folder / name).write_text(content)
+        return folder
+
+    return make
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: folder, "expected a folder with a tokenizer, got none"),
-        (empty, "expected a tokenizer that transformers can read, got: "),
-        (broken, "expected a tokenizer that transformers can read, got: "),
+        (empty, r"it: expected a tokenizer: tokenizer\.json, or vocab.* found none of them$"),
+        (with_file("tokenizer.json", "{"), r"it/tokenizer\.json: expected JSON, got: Expecting"),
+        (with_file("tokenizer.json", "[]"), r"tokenizer\.json: expected an object, got list"),
+        (with_file("tokenizer.json", "{}"), "expected a tokenizer, with 'model' and .* keys "),
+        (with_file("tokenizer_config.json", "no"), r"it/tokenizer_config\.json: expected JSON"),
+        (
+            with_file("tokenizer.json", '{"model": 1, "added_tokens": []}'),
+            "expected a tokenizer that transformers can read, got: ",
+        ),
         (with_word_piece, "expected a byte-level BPE tokenizer .*, got WordLevel"),
         (with_prefix_space, "expected a byte-level BPE tokenizer .*, got one that makes"),
         (lower_cased, "expected a byte-level BPE tokenizer .*, got one that makes"),
@@ -209,18 +222,23 @@ def broken(folder):
 def test_folders_that_can_not_be_used(tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         HuggingFaceTokenizer(make(tmp_path / "it"))
-    assert str(caught.value).startswith(f"{tmp_path / 'it'}: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'it'}")
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_loading_is_quiet_and_asks_nobody(folders):
+def test_loading_is_quiet_and_asks_nobody(folders, tmp_path):
+    """Also where transformers has something to say about config.json."""
+    folder = tmp_path / "it"
+    shutil.copytree(folders["qwen"], folder)
+    config = {"model_type": "qwen3", "vocab_size": 12, "pad_token_id": 9, "eos_token_id": 99}
+    (folder / "config.json").write_text(json.dumps(config))
     code = (
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer\n"
         "assert 'transformers' not in sys.modules\n"
-        f"print(HuggingFaceTokenizer({str(folders['qwen'])!r}).vocab_size)\n"
+        f"print(HuggingFaceTokenizer({str(folder)!r}).vocab_size)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("385\n", "")

@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_said_with_what_would_help():
     ]  # fmt: skip
     text = "\n".join(table(plan))
     assert "fits: no" in text
-    assert "warning: 2 hosts; training runs on one so far" in text
+    assert "warning: 2 hosts; training runs on one so far, which has at most v5e:2x4" in text
     assert "15.000 GiB" in text
     assert "2e+15 FLOP a step" in text
     assert model.architecture.num_layers == 1
@@ -160,6 +160,19 @@ def test_bad_input_is_one_line():
         main([*argv, f"--config.policy.tokenizer={__file__}"])
     with pytest.raises(UsageError, match=r"--topology: (expected a TPU slice|needs libtpu)"):
         main([*argv, "--topology", "v99:1x1"])
+
+
+def test_a_mesh_for_devices_that_are_not_here_is_told_of_the_topology():
+    with pytest.raises(UsageError, match=r"; --topology, such as v5e:4x4, plans for a slice inst"):
+        main(["plan", "--config", "experiments/sci.py:qwen3_4b"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "chips", "hosts"), [("v5e:2x4", 8, 1), ("v5e:4x4", 16, 4)])
+def test_hosts_of_a_slice(name, chips, hosts):
+    pytest.importorskip("libtpu")
+    devices = planning.topology_devices(name)
+    assert (len(devices), len({each.process_index for each in devices})) == (chips, hosts)
 
 
 @pytest.mark.slow

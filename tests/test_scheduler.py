@@ -57,7 +57,7 @@ def engine(model, params):
 def grow(engine, params):
     def run(draws, environment=None, strategy=STRATEGY, settings=None, episode=EPISODE):
         environment = environment or ScriptedEnvironment()
-        scheduler = Scheduler(engine, environment, SAMPLER, episode, END_OF_TURN)
+        scheduler = Scheduler(engine, environment, SAMPLER, episode, (END_OF_TURN,))
         tasks = [(draw, task(draw)) for draw in draws]
         return scheduler.run(params, KEY, tasks, strategy, settings or SamplingSettings())
 
@@ -183,7 +183,7 @@ def test_an_interrupted_run_gives_its_rows_back(grow, engine, params):
             raise StopError
 
     scheduler = Scheduler(
-        engine, ScriptedEnvironment(delays=(0.0, 0.02)), SAMPLER, EPISODE, END_OF_TURN
+        engine, ScriptedEnvironment(delays=(0.0, 0.02)), SAMPLER, EPISODE, (END_OF_TURN,)
     )
     tasks = [(draw, task(draw)) for draw in range(9)]
     with pytest.raises(StopError):
@@ -268,7 +268,7 @@ def test_an_interruption_is_seen_while_all_wait_for_a_tool(engine, params):
         if time.monotonic() - started > 0.5:
             raise StopError
 
-    scheduler = Scheduler(engine, environment, SAMPLER, EPISODE, END_OF_TURN)
+    scheduler = Scheduler(engine, environment, SAMPLER, EPISODE, (END_OF_TURN,))
     try:
         with pytest.raises(StopError):
             scheduler.run(params, KEY, [(1, task(1))], STRATEGY, SamplingSettings(), on_round)
@@ -280,7 +280,7 @@ def test_an_interruption_is_seen_while_all_wait_for_a_tool(engine, params):
 def test_nan_in_the_policy_is_told_with_the_tokens_that_led_to_it(grow, engine, params):
     broken = jax.tree.map(lambda x: x, params)
     broken["head"]["kernel"] = broken["head"]["kernel"].at[0, 0].set(jnp.nan)
-    scheduler = Scheduler(engine, ScriptedEnvironment(), SAMPLER, EPISODE, END_OF_TURN)
+    scheduler = Scheduler(engine, ScriptedEnvironment(), SAMPLER, EPISODE, (END_OF_TURN,))
     with pytest.raises(
         NonFiniteSampleError, match=r"NaN or infinity in task draws \[7\]"
     ) as caught:

@@ -66,6 +66,23 @@ def test_a_row_becomes_tokens_of_which_the_assistants_are_learnt(tmp_path):
     assert found.notes == (f"sft.data: {path}: conversations: 2, bad rows: 0",)
 
 
+def test_turns_that_an_episode_refuses_are_counted(tmp_path):
+    """An episode takes one call a turn; such rows are learnt all the same."""
+    twice = conversation()
+    twice["messages"][2]["tool_calls"] *= 2
+    text = conversation()
+    written = CHAT.call_form.write("calculator", {"expression": "2*7"})
+    text["messages"][2] = {"role": "assistant", "content": f"{written}\n{written}"}
+    text["messages"][4:] = [text["messages"][2], text["messages"][3], text["messages"][4]]
+    path = tmp_path / "sft.jsonl"
+    found = read(path, conversation(), twice, text)
+    assert len(found.pairs) == 3
+    assert found.notes[1:] == (
+        f"warning: sft.data: {path}: 2 conversations have turns with several calls (3 turns); they "
+        "are learnt, but an episode answers such a turn with an error",
+    )
+
+
 def test_every_kind_of_file_gives_the_same_tokens(tmp_path):
     """Also where Parquet fills objects up with nulls, or columns hold JSON text."""
     rows = [conversation(), conversation(3, {"expression": "3*7", "digits": "2"})]

@@ -180,6 +180,7 @@ def test_statistics_by_hand():
         "episode/end_turns": 0.0,
         "episode/end_calls": 1 / 4,
         "episode/end_observation": 0.0,
+        "episode/end_eos": 0.0,
         "rollout/total": 4.0,
         "rollout/tasks": 2.0,
         "rollout/per_tree": 2.0,

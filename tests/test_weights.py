@@ -441,7 +441,7 @@ def test_ids_that_only_fill_the_vocabulary_are_never_drawn(tmp_path):
             zip(prompts, [1.0, 0.0] + [1e6] * 6, strict=True)
         )
     ]
-    drawn = engine.decode(params, work, jax.random.key(0), -1, 1)
+    drawn = engine.decode(params, work, jax.random.key(0), (), 1)
     tokens = np.asarray(drawn.tokens)[:, :32]
     assert tokens.max() == 29
     assert len(np.unique(tokens[2:])) == 30

@@ -251,7 +251,8 @@ def _restore(
     _check_fit(where, metadata["arrays"], targets)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
     items = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    # Without parts it is asked for the metadata alone; Orbax would take that for all parts.
+    restored = manager.restore(step, args=ocp.args.Composite(**items)) if items else {}
     return Restored(step, {name: restored[name] for name in targets}, metadata["given"])
 
 

@@ -253,8 +253,7 @@ def demonstrations(components: Components) -> Callable[[int], Demonstration]:
     if components.conversations:
         return _in_epochs(components.conversations.pairs, components.config.seed)
     if indices is None:
-        for number in range(_LOOKED_AT):
-            _checked(components, FIRST_DEMONSTRATION + number)
+        _check_first(components)
         return lambda number: _checked(components, FIRST_DEMONSTRATION + number)
     tasks = (components.suite.task(TRAIN, index) for index in indices)
     pairs = [_demonstration(components, task) for task in tasks if task.calls is not None]
@@ -274,6 +273,25 @@ def _in_epochs(found: Sequence[Demonstration], seed: int) -> Callable[[int], Dem
     """Demonstrations by number: all of them in a new order of the seed, again and again."""
     order = shuffled(range(len(found)), seed)
     return lambda number: found[order[number]]
+
+
+def _check_first(components: Components) -> None:
+    """Raises UsageError where one of the first of an endless split is too long, for the longest."""
+    limit = components.config.episode.max_length
+    lengths = {}
+    for number in range(_LOOKED_AT):
+        task = components.suite.task(TRAIN, FIRST_DEMONSTRATION + number)
+        lengths[task.id] = len(_demonstration(components, task)[0])
+    longest = max(lengths, key=lambda name: lengths[name])
+    if lengths[longest] > limit:
+        beyond = sum(length > limit for length in lengths.values())
+        raise UsageError(
+            [
+                f"episode.max_length: expected at least {lengths[longest]}, the tokens of the "
+                f"longest of the first {_LOOKED_AT} demonstrations, {longest}, got {limit}, which "
+                f"{beyond} don't fit"
+            ]
+        )
 
 
 def _checked(components: Components, index: int) -> Demonstration:

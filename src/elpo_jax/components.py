@@ -1,6 +1,5 @@
 """Builds the parts of a run from its config: policy, suite, chat, environment, sampler."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,9 +14,9 @@ from elpo_jax.data_order import first_tasks, fitting
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.build import make_architecture, make_decoder
 from elpo_jax.policy.chat import Chat
-from elpo_jax.policy.chat_files import chat_files, make_chat
-from elpo_jax.policy.checkpoint_folder import CONFIG
+from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.model import Decoder
+from elpo_jax.policy.origin import digests_of
 from elpo_jax.policy.sharding import (
     batch_sharding,
     filled,
@@ -107,14 +106,10 @@ class Components:
 
     @cached_property
     def policy_digests(self) -> Mapping[str, str]:
-        """SHA-256 of the user's files that decide on ids, on what the parameters are of, and on
-        what tools answer."""
-        policy = self.config.policy
-        files = chat_files(policy)
-        files += [Path(policy.checkpoint) / CONFIG] if policy.checkpoint else []
-        digests = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        corpus = {self.config.suite.corpus: self.corpus.digest} if self.corpus else {}
-        return digests | corpus
+        """Of the user's files that the policy comes from, see `policy.origin`, and of the one that
+        it searches."""
+        corpus = {"suite.corpus": self.corpus.digest} if self.corpus else {}
+        return dict(digests_of(self.config.policy)) | corpus
 
     @property
     def param_shardings(self) -> Any:
@@ -154,7 +149,7 @@ class Components:
         config = self.config
         engine = Engine(self.model, config.sampler, config.episode.max_length, self.mesh)
         return Scheduler(
-            engine, self.environment, config.sampler, config.episode, self.chat.end_of_turn
+            engine, self.environment, config.sampler, config.episode, self.chat.stop_tokens
         )
 
 

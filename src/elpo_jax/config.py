@@ -101,6 +101,9 @@ class MeshConfig:
     tensor: int = 1
 
 
+STOP_TOKENS = 8  # ids that may end a turn, at most: a shape of the sampler too
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """Every shape of the sampler's programs is fixed here."""
@@ -122,7 +125,7 @@ class SandboxConfig:
     """Where the policy's code runs, and what a snippet may use."""
 
     workers: int = 0  # snippets at once; 0: as many as sampler.tool_workers
-    cpu_seconds: float = 10.0  # rounded up to whole seconds
+    cpu_seconds: float = 10.0
     wall_seconds: float = 20.0
     memory_mb: int = 1024  # beyond what the loaded modules take
     output_kb: int = 1024  # of each of stdout and stderr

@@ -16,7 +16,7 @@ from elpo_jax.algorithms import ALGORITHMS
 from elpo_jax.cli import Option, parse, run
 from elpo_jax.config import Config
 from elpo_jax.errors import UsageError
-from elpo_jax.planning import GIB, Plan, advice, make_plan, topology_devices
+from elpo_jax.planning import GIB, ONE_HOST, Plan, advice, make_plan, topology_devices
 from elpo_jax.policy.architecture import Architecture, compute_of
 from elpo_jax.policy.build import make_architecture
 from elpo_jax.policy.families import architecture_of
@@ -41,7 +41,11 @@ def main(argv: Sequence[str]) -> None:
     config, options = parse(argv, OPTIONS, known, unread=_UNREAD)
     topology = options["topology"]
     devices = topology_devices(topology) if topology else jax.devices()
-    mesh = make_mesh(config.mesh, devices)
+    try:
+        mesh = make_mesh(config.mesh, devices)
+    except UsageError as error:
+        hint = "" if topology else "; --topology, such as v5e:4x4, plans for a slice instead"
+        raise UsageError(line + hint for line in error.problems) from None
     architecture = _architecture(config)
     validate_mesh(dataclasses.replace(config, mesh=filled(config.mesh, len(devices))), architecture)
     model = Decoder(architecture, compute_of(config.policy), mesh)
@@ -92,7 +96,10 @@ def table(plan: Plan) -> list[str]:
         lines.append(row("memory of a device", plan.memory))
         lines.append(f"fits: {'yes' if plan.fits else 'no'}, with a tenth to spare")
     if plan.processes > 1:
-        lines.append(f"warning: {plan.processes} hosts; training runs on one so far")
+        lines.append(
+            f"warning: {plan.processes} hosts; training runs on one so far, which has at most "
+            f"{ONE_HOST}"
+        )
     return lines + [
         f"  {name:<46}{flops:>10.3g} FLOP a step" for name, flops in plan.step_flops.items()
     ]

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from elpo_jax.config import Config
+from elpo_jax.config import STOP_TOKENS, Config
 from elpo_jax.errors import UsageError
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.learner import Learner
@@ -43,6 +43,10 @@ TPU_MEMORY = {
     "TPU v6 lite": 32 * GIB,
 }
 
+# The largest slices of one host. Of v5e and v6e there are machines with 4 chips, which the compiler
+# takes a slice to be made of, and with 8: https://cloud.google.com/tpu/docs/v5e
+ONE_HOST = "v5e:2x4, v6e:2x4 or v5p:2x2x1"
+_CHIPS_OF_A_HOST = {"v5e:2x4": (2, 4, 1), "v6e:2x4": (2, 4, 1)}
 
 LOG_PROBS, GRADIENT, OPTIMISER = "log-probabilities", "gradient", "optimiser"
 LEARNING = (LOG_PROBS, GRADIENT, OPTIMISER)
@@ -115,8 +119,10 @@ def topology_devices(name: str) -> list[Any]:
         raise UsageError(
             ["--topology: needs libtpu, TPU's compiler, found none; pip install -e '.[plan]'"]
         )
+    chips = _CHIPS_OF_A_HOST.get(name)
+    options = {} if chips is None else {"chips_per_host_bounds": chips}
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # plugin and compiler raise what they like
         words = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -276,9 +282,10 @@ def _sampler_programs(
     identity = np.zeros((count, 2), np.int32)
     state = device.Lanes(whole, whole, whole, identity, real, real, whole)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    stops = np.zeros(STOP_TOKENS, np.int32)
     yield (
         f"decode of {count} lanes",
-        lambda: programs.decode.lower(params, lanes, state, key, number, number),
+        lambda: programs.decode.lower(params, lanes, state, key, stops, number),
     )
     forked = [np.zeros(sampler.fork_rows, np.int32)] * 2
     yield f"fork of {sampler.fork_rows}", lambda: programs.fork.lower(lanes, rows, *forked)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from elpo_jax import faults
 from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, state_of
@@ -18,6 +19,7 @@ from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
 from elpo_jax.metrics import MetricsWriter, held_out_counts, read
 from elpo_jax.policy.export import export_policy
+from elpo_jax.policy.origin import PATHS, changed_files, weights_of
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
 from elpo_jax.report.words import short
@@ -84,7 +86,7 @@ def _standing(folder: WorkDir) -> str:
 def _claim(components: Components, folder: WorkDir) -> None:
     """Writes config.json, or compares it with that of a run that saved something."""
     _check_claim(components, folder)
-    if not folder.config.exists() or _is_unstarted(folder):
+    if not folder.config.exists() or newest_step(folder.checkpoints) is None:
         folder.notes.unlink(missing_ok=True)
         write_json(folder.config, to_dict(components.config))
 
@@ -121,6 +123,8 @@ def _check_claim(components: Components, folder: WorkDir) -> None:
         f"{folder.config}: {key}: the run there has {old!r}, got {new!r}; "
         f"give the old value to go on with it, or {other.replace('give ', '')}"
         for key, (new, old) in differences(components.config, theirs).items()
+        # A cold start under way is found by content, checkpoints are compared with that later.
+        if not (key in PATHS and new and old)
     ]
     if lines and not _is_unstarted(folder):
         raise UsageError(lines)
@@ -151,11 +155,14 @@ class _Run:
         self.checkpoints = checkpoints
         self.saved: int | None = checkpoints.latest_step()
         self.order = self.tasks.state()  # after the last whole step
+        self.weights = ""  # of the policy's checkpoint, their fingerprint when the run began
 
     def go(self) -> None:
         """From where the folder stands to the last step."""
         begun = self.saved
         state = restored = None
+        if begun is not None:
+            self._check_policy(self.checkpoints.restore({}).metadata)
         if begun is not None and begun < self.config.train.steps:
             self.display.note(f"{self.folder.path}: going on after step {begun}")
             restored = self._restore()  # before anything is cut
@@ -192,13 +199,13 @@ class _Run:
                 self.trainer.components, on_step, self.folder.cold_start, self.display.note
             )
         self.display.stop()
+        self.weights = weights_of(self.config.policy)
         return self.trainer.learner.init(params), metrics
 
     def _restore(self) -> TrainState:
         shapes = self.trainer.learner.shapes()
         _, parts, metadata = self.checkpoints.restore(parts_of(shapes))
         self._check_files(metadata["data_files"])
-        self._check_policy_files(metadata["policy_files"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
         return state_of(parts)
@@ -215,17 +222,33 @@ class _Run:
         if lines:
             raise UsageError(lines)
 
-    def _check_policy_files(self, digests: Mapping[str, str]) -> None:
-        """Raises UsageError unless tokenizer, template and config.json are what they were."""
-        ours = self.trainer.components.policy_digests
+    def _check_policy(self, metadata: Mapping[str, Any]) -> None:
+        """Takes up what the policy came from; config.json gets the places where that is now.
+
+        Raises:
+          UsageError: tokenizer, template, config.json or, elsewhere, weights are others.
+        """
+        policy = self.config.policy
+        began = f"is not what the run in {self.folder.path} began with; put it back to go on, or"
         lines = [
-            f"policy: {name} is not what the run in {self.folder.path} began with; put it back to "
-            "go on, or give another --workdir for a new run"
-            for name in sorted(ours.keys() | digests.keys())
-            if ours.get(name) != digests.get(name)
+            f"{file} {began} give another --workdir for a new run"
+            for file in changed_files(
+                policy, self.trainer.components.policy_digests, metadata["policy_files"]
+            )
         ]
+        self.weights = metadata["policy_weights"]
+        there = from_dict(json.loads(self.folder.config.read_text(encoding="utf-8")))
+        moved = differences(self.config, there)
+        if not lines and "policy.checkpoint" in moved and weights_of(policy) != self.weights:
+            lines = [
+                f"policy.checkpoint: the weights in {policy.checkpoint} are not those that the run "
+                f"in {self.folder.path} began with; give the folder of those, or another --workdir "
+                "for a new run"
+            ]
         if lines:
             raise UsageError(lines)
+        if moved:
+            write_json(self.folder.config, to_dict(self.config))
 
     def _warm_up(self, state: TrainState) -> TrainState:
         self.display.note("compiling the sampler and the learner")
@@ -281,6 +304,7 @@ class _Run:
                 "data_order": self.order,
                 "data_files": self.trainer.components.files.digests,
                 "policy_files": self.trainer.components.policy_digests,
+                "policy_weights": self.weights,
             }
             self._prune_evaluations()
             self.checkpoints.save(step, parts_of(state), metadata)
@@ -345,7 +369,9 @@ class _Run:
         else:
             self.checkpoints.wait()  # what stands is on the disk, whatever becomes of this
             params = state.params
-        export_policy(self.folder.export, params, components.model, self.config.policy)
+        policy = self.config.policy
+        for line in export_policy(self.folder.export, params, components.model, policy):
+            self.display.note(line)
         self.display.note(f"the policy for others: {self.folder.export}")
 
     def _show_summary(self) -> None:

@@ -42,7 +42,7 @@ ASCENDING = Range(
 )
 CHECKPOINT = Range(
     lambda x: not x or Path(x).is_dir(),
-    "--config.policy.checkpoint=DIR with a checkpoint's folder, or empty",
+    "--config.policy.checkpoint=DIR with a checkpoint's folder",
 )
 TOKENIZER = Range(lambda x: tokenizer_file(x).is_file(), f"a file, {', '.join(EMBEDDED)}, or empty")
 FILE = Range(lambda x: not x or Path(x).is_file(), "a file, or empty")

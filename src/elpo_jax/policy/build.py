@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.architecture import Architecture, compute_of, own_architecture
+from elpo_jax.policy.checkpoint_folder import CONFIG
 from elpo_jax.policy.families import architecture_of, read_config
 from elpo_jax.policy.model import Decoder
 
@@ -31,9 +32,13 @@ def make_architecture(policy: PolicyConfig, vocab_size: int) -> Architecture:
         return own_architecture(policy, vocab_size)
     folder = Path(policy.checkpoint)
     try:
-        architecture = architecture_of(read_config(folder), vocab_size)
+        config = read_config(folder)
+    except ValueError as error:  # names the file
+        raise UsageError([f"policy.checkpoint: {error}"]) from None
+    try:
+        architecture = architecture_of(config, vocab_size)
     except ValueError as error:
-        raise UsageError([f"policy.checkpoint: {folder}: {error}"]) from None
+        raise UsageError([f"policy.checkpoint: {folder / CONFIG}: {error}"]) from None
     if architecture.vocab_size < vocab_size:
         raise UsageError(
             [

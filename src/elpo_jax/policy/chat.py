@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from elpo_jax.config import STOP_TOKENS
 from elpo_jax.policy.chat_layout import AS_RENDERED, AS_SAMPLED, derive_layout, with_thinking
 from elpo_jax.policy.conversation import check_holes, checked_messages, masked, segments
 from elpo_jax.policy.template import Template, split_holes
@@ -27,6 +28,7 @@ class Chat:
     Attributes:
       tokenizer: the tokenizer.
       end_of_turn: the id that ends an assistant turn.
+      stop_tokens: ids at which a turn ends when it is sampled, the end of turn first.
       call_form: how the template writes tool calls.
       around_tool: the texts before and after a tool result, see `tool_result_ids`.
       between_tools: the text between the results of a turn's calls; None where the template has no
@@ -42,6 +44,7 @@ class Chat:
         variables: Mapping[str, Any] | None = None,
         thinking: bool | None = None,
         earlier_turns: str = AS_RENDERED,
+        other_ends: Sequence[int] = (),
     ):
         """Finds out what the template does, and checks it, with probe conversations.
 
@@ -53,10 +56,11 @@ class Chat:
           thinking: the template's `enable_thinking`; None: the template decides.
           earlier_turns: 'as_rendered': a template that rewrites earlier turns is refused;
             'as_sampled': it isn't, and turns stay as they were sampled.
+          other_ends: ids that end what the policy writes, besides the template's end of turn.
 
         Raises:
           ValueError: when the template can't be used (see `derive_layout`) or doesn't read
-            `thinking`.
+            `thinking`; there are too many ends.
         """
         if earlier_turns not in (AS_RENDERED, AS_SAMPLED):
             raise ValueError(
@@ -68,6 +72,12 @@ class Chat:
         self._template = with_thinking(Template(template, dict(variables or {})), tools, thinking)
         self._layout = derive_layout(self._template, self._tools, tokenizer, earlier_turns)
         self.end_of_turn = self._layout.end_of_turn
+        self.stop_tokens = tuple(dict.fromkeys([self.end_of_turn, *other_ends]))
+        if len(self.stop_tokens) > STOP_TOKENS:
+            raise ValueError(
+                f"eos_token_id: expected at most {STOP_TOKENS} ids that end a turn, the chat "
+                f"template's with them, got {len(self.stop_tokens)}"
+            )
         self.call_form: CallForm = self._layout.call_form
         self.around_tool = self._layout.around_tool
         self.between_tools = self._layout.between_tools

@@ -7,13 +7,15 @@ from typing import Any
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
-from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TEMPLATE, TOKENIZER
+from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TOKENIZER
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
-from elpo_jax.policy.tokenizer import (
-    EMBEDDED,
-    SentencePieceTokenizer,
-    Tokenizer,
-    tokenizer_file,
+from elpo_jax.policy.tokenizer import SentencePieceTokenizer, Tokenizer, tokenizer_file
+from elpo_jax.policy.tokenizer_settings import (
+    check_added_tokens,
+    check_special_tokens,
+    choose_template,
+    end_ids,
+    read_settings,
 )
 
 
@@ -38,15 +40,16 @@ def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
             variables=variables,
             thinking=policy.thinking,
             earlier_turns=policy.earlier_turns,
+            # Those of a checkpoint are its own tokenizer's.
+            other_ends=() if policy.tokenizer else end_ids(policy.checkpoint),
         )
     except ValueError as error:
         raise UsageError([f"{key}: {error}"]) from error
 
 
 def chat_files(policy: PolicyConfig) -> list[Path]:
-    """The user's files that decide on ids, in order."""
-    is_own = policy.tokenizer and policy.tokenizer not in EMBEDDED
-    files = [Path(policy.tokenizer)] if is_own else []
+    """The files that decide on ids, but for the ones that every policy falls back on, in order."""
+    files = [tokenizer_file(policy.tokenizer)] if policy.tokenizer else []
     if policy.checkpoint:
         folder = Path(policy.checkpoint)
         files += sorted(file for pattern in TOKENIZER for file in folder.glob(pattern))
@@ -58,21 +61,41 @@ def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapp
     folder = Path(policy.checkpoint) if policy.checkpoint else None
     if policy.tokenizer:
         tokenizer = SentencePieceTokenizer(tokenizer_file(policy.tokenizer))
-        has_own = folder is not None and (folder / TEMPLATE).exists()
-        return tokenizer, _read(folder if has_own else None), {}
+        if folder is None or not read_settings(folder).templates:
+            return tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
+        return tokenizer, *_template_beside(tokenizer, folder, with_tools)
     if folder is None:
-        return SentencePieceTokenizer(), _read(None), {}
-    model = folder / SENTENCE_PIECE
-    if model.exists() and not (folder / "tokenizer.json").exists():
-        return SentencePieceTokenizer(model), _read(folder), {}
+        return SentencePieceTokenizer(), EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
+    own = _sentence_piece(folder)
+    if own is not None:
+        check_added_tokens(folder, own)
+        return own, *_template_beside(own, folder, with_tools)
     loaded = HuggingFaceTokenizer(folder)
     return loaded, loaded.template(with_tools), loaded.special_tokens
 
 
-def _read(folder: Path | None) -> str:
-    """The template of a folder, or the embedded one."""
-    path = folder / TEMPLATE if folder else EMBEDDED_TEMPLATE
+def _sentence_piece(folder: Path) -> SentencePieceTokenizer | None:
+    """The folder's SentencePiece model, unless transformers' tokenizer.json is the one to read.
+
+    Policies that started from scratch are exported with both, and give the same ids with both.
+    Beside a byte-level `tokenizer.json` a `tokenizer.model` is another library's, or changes text.
+    """
+    model = folder / SENTENCE_PIECE
+    if not model.exists():
+        return None
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a chat template, got: {error}") from error
+        return SentencePieceTokenizer(model)
+    except ValueError:
+        if (folder / "tokenizer.json").exists():
+            return None
+        raise
+
+
+def _template_beside(
+    tokenizer: SentencePieceTokenizer, folder: Path, with_tools: bool
+) -> tuple[str, Mapping[str, str]]:
+    """The folder's template and special tokens, for a SentencePiece model."""
+    settings = read_settings(folder)
+    template = choose_template(settings.templates, with_tools, folder)
+    check_special_tokens(template, settings.special_tokens, tokenizer)
+    return template, settings.special_tokens

@@ -9,10 +9,11 @@ from elpo_jax.policy.safetensors_files import open_tensors
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 SENTENCE_PIECE = "tokenizer.model"
 TOKENIZER = (
     "added_tokens.json",
-    "additional_chat_templates/*.jinja",
+    MORE_TEMPLATES,
     "chat_template.json",
     TEMPLATE,
     "merges.txt",
@@ -39,10 +40,8 @@ def carry_over(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:
 def fingerprint(folder: Path) -> str:
     """A name of what the folder holds: 64 hexadecimal digits.
 
-    Of the small files that decide what the policy is every byte counts. Of each tensor it is the
-    name, dtype, shape and eight rows spread over it, because reading 15 GB takes minutes: training
-    moves nearly every row of whatever it trains. Weights that were edited by hand, in single rows
-    that aren't among these, aren't told apart.
+    Of the small files that decide what the policy is every byte counts, of the weights what
+    `weights_fingerprint` takes.
 
     Raises:
       ValueError: the weights can't be read.
@@ -52,6 +51,21 @@ def fingerprint(folder: Path) -> str:
         for path in sorted(folder.glob(pattern)):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    digest.update(weights_fingerprint(folder).encode())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A name of the folder's weights: 64 hexadecimal digits.
+
+    Of each tensor it is the name, dtype, shape and eight rows spread over it, because reading 15 GB
+    takes minutes: training moves nearly every row of whatever it trains. Weights that were edited
+    by hand, in single rows that aren't among these, aren't told apart.
+
+    Raises:
+      ValueError: they can't be read.
+    """
+    digest = hashlib.sha256()
     with open_tensors(folder) as tensors:
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())

@@ -1,6 +1,5 @@
 """Parameters to folders that others load: a Hugging Face checkpoint, or PEFT's adapter."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +18,12 @@ from safetensors.numpy import save_file
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.policy.architecture import Lora
-from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
-from elpo_jax.policy.checkpoint_folder import (
-    CONFIG,
-    GENERATION,
-    SENTENCE_PIECE,
-    TEMPLATE,
-    TOKENIZER,
-    carry_over,
+from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, TOKENIZER, carry_over
+from elpo_jax.policy.export_tokenizer import (
+    with_ids,
+    write_generation,
+    write_json,
+    write_tokenizer,
 )
 from elpo_jax.policy.families import describe, read_config
 from elpo_jax.policy.model import Decoder
@@ -50,7 +47,7 @@ class _Tensor(NamedTuple):
     make: Callable[[], np.ndarray]
 
 
-def export_policy(folder: Path, params: Params, model: Decoder, policy: PolicyConfig) -> None:
+def export_policy(folder: Path, params: Params, model: Decoder, policy: PolicyConfig) -> list[str]:
     """A run's policy as `save_checkpoint` writes it, with the tokenizer that the run used.
 
     Args:
@@ -58,11 +55,14 @@ def export_policy(folder: Path, params: Params, model: Decoder, policy: PolicyCo
       params: of the run.
       model: of the run.
       policy: the section of the run's config.
+
+    Returns:
+      Lines for the user.
     """
     source = Path(policy.checkpoint) if policy.checkpoint else None
     is_own = policy.tokenizer or source is None
     tokenizer = tokenizer_file(policy.tokenizer) if is_own else None
-    save_checkpoint(folder, params, model, source, tokenizer)
+    return save_checkpoint(folder, params, model, source, tokenizer)
 
 
 def save_checkpoint(
@@ -72,7 +72,7 @@ def save_checkpoint(
     source: Path | None = None,
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> list[str]:
     """Writes a folder that `transformers.AutoModelForCausalLM` and `weights.load_params` load.
 
     Tensors have the parameters' dtype; adapters are merged in float32. The host holds one shard at
@@ -85,11 +85,14 @@ def save_checkpoint(
       source: the checkpoint that they come from, whose config.json, generation_config.json,
         tokenizer and chat template are carried over.
       tokenizer: a SentencePiece file instead of the source's tokenizer; the chat template is the
-        source's chat_template.jinja then, or the embedded one where there is none.
+        source's then, or the embedded one where there is none.
       shard_bytes: where the tensors have more, they are written to several files of at most this.
 
+    Returns:
+      Lines for the user.
+
     Raises:
-      UsageError: the folder isn't empty, or the source's config.json can't be read.
+      UsageError: the folder isn't empty, or the source's files can't be read.
       RunFault, OSError: a file can't be written.
     """
     dtype = model.compute.param_dtype
@@ -102,18 +105,22 @@ def save_checkpoint(
             raise UsageError([str(error)]) from None
         config.pop("torch_dtype", None)  # the name that 'dtype' had
         config |= {"dtype": dtype, "vocab_size": model.architecture.vocab_size}
+    notes: list[str] = []
     with _new_folder(folder) as temporary:
-        _write_json(temporary / CONFIG, config)
-        if source is not None:
-            carry_over(source, temporary, (GENERATION,))
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / SENTENCE_PIECE)
-            shutil.copyfile(EMBEDDED_TEMPLATE, temporary / TEMPLATE)
-            if source is not None:  # as `chat_files` takes it
-                carry_over(source, temporary, (TEMPLATE,))
+            try:
+                end_of_turn, notes = write_tokenizer(temporary, tokenizer, source)
+                write_generation(temporary, source, end_of_turn)
+            except UsageError:
+                raise
+            except ValueError as error:
+                raise UsageError([str(error)]) from None
+            config = with_ids(config, end_of_turn)
         elif source is not None:
-            carry_over(source, temporary, TOKENIZER)
+            carry_over(source, temporary, (*TOKENIZER, GENERATION))
+        write_json(temporary / CONFIG, config)
         _write_sharded(temporary, _merged(params, model.compute.lora), shard_bytes)
+    return notes
 
 
 def save_adapter(folder: Path, params: Params, model: Decoder, base_name: str) -> None:
@@ -152,7 +159,7 @@ def save_adapter(folder: Path, params: Params, model: Decoder, base_name: str) -
         for tensor in _layers(ADAPTERS[path], {path[-1]: x}, path[-1], None)
     ]
     with _new_folder(folder) as temporary:
-        _write_json(temporary / "adapter_config.json", config)
+        write_json(temporary / "adapter_config.json", config)
         _write(temporary / "adapter_model.safetensors", tensors)
 
 
@@ -241,7 +248,7 @@ def _write_sharded(folder: Path, tensors: list[_Tensor], shard_bytes: int) -> No
         weight_map |= dict.fromkeys((tensor.name for tensor in shard), name)
     total = sum(tensor.size for tensor in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
 
 
 def _write(path: Path, tensors: list[_Tensor]) -> None:
@@ -252,23 +259,32 @@ def _write(path: Path, tensors: list[_Tensor]) -> None:
         raise RunFault([f"{path}: can't be written: {error}"]) from None
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which gets its own once the block is through."""
+    """A folder under a temporary name, which gets its own once the block is through.
+
+    Errors of the system name it by its own too.
+    """
     check_target(folder)
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            words = f"expected a place for a new folder, got: {error.strerror}"
+            raise UsageError([f"{folder}: {words}"]) from None
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.rename(temporary, folder)
         _sync(folder.parent)
+    except OSError as error:
+        error.filename = str(error.filename or folder).replace(str(temporary), str(folder))
+        raise
+    except RunFault as fault:
+        named = (line.replace(str(temporary), str(folder)) for line in fault.problems)
+        raise RunFault(named) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -234,7 +234,9 @@ def _check_keys(config: Json, family: Family) -> None:
     unknown = [key for key, value in config.items() if key not in known and _says_something(value)]
     if unknown:
         shown = ", ".join(f"{key}={json.dumps(config[key])[:60]}" for key in sorted(unknown))
-        raise ValueError(f"expected no options besides {', '.join(sorted(read))}; got {shown}")
+        raise ValueError(
+            f"got the unsupported {shown}; expected no options besides {', '.join(sorted(read))}"
+        )
     for key, only in _ONLY.items():
         if config.get(key) not in (None, only):
             raise ValueError(f"{key}: expected {only!r}, got {config[key]!r}")
@@ -313,7 +315,10 @@ def _rope(config: Json) -> Rope:
     unknown = sorted(key for key in given.keys() - known if _says_something(given[key]))
     if unknown:
         shown = ", ".join(["rope_theta", "rope_type", *sorted(known)])
-        raise ValueError(f"rope_parameters: expected no keys besides {shown}, got {unknown}")
+        raise ValueError(
+            f"rope_parameters: got the unsupported {', '.join(unknown)}; expected no keys besides "
+            f"{shown}"
+        )
     missing = [name for name in _ROPE_NUMBERS[kind] if name not in given]
     if missing:
         raise ValueError(f"rope_parameters: expected {', '.join(missing)} for {kind!r}, found none")

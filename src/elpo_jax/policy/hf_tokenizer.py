@@ -8,7 +8,9 @@ Text that the project didn't write is encoded by a copy of the tokenizer that ha
 That leaves out `<tool_call>` and the like too, which are added but not marked as special.
 """
 
+import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -17,8 +19,20 @@ from typing import Any
 
 import tokenizers
 
+from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE
 from elpo_jax.policy.template import quiet_import
 from elpo_jax.policy.tokenizer import check_unicode
+from elpo_jax.policy.tokenizer_settings import choose_template
+
+TOKENIZER_JSON = "tokenizer.json"
+_JSON = (
+    TOKENIZER_JSON,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_ABOUT_CONFIG = ("configuration_utils", "modeling_rope_utils")
 
 # Every ASCII character and some beyond, in NFC. Twice in a row it shows whether a space is put
 # before a text, or taken from its end.
@@ -67,14 +81,7 @@ class HuggingFaceTokenizer:
         Raises:
           ValueError: the folder has none.
         """
-        names = ("tool_use", "default") if with_tools else ("default",)
-        for name in names:
-            if name in self._templates:
-                return self._templates[name]
-        raise ValueError(
-            f"{self._folder}: expected a chat template (chat_template.jinja, or in "
-            f"tokenizer_config.json) named {' or '.join(names)}, got {sorted(self._templates)}"
-        )
+        return choose_template(self._templates, with_tools, self._folder)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`, without a BOS: templates write it.
@@ -134,14 +141,14 @@ class HuggingFaceTokenizer:
 
 def _load(folder: Path) -> Any:
     """The folder's tokenizer as transformers reads it."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder with a tokenizer, got none")
+    _check_files(folder)
     with quiet_import():
         from transformers import AutoTokenizer
     try:
-        loaded = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with _quiet_about_config():
+            loaded = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever its many loaders raise
         line = " ".join(f"{error}".split()) or type(error).__name__
         raise ValueError(
@@ -153,6 +160,45 @@ def _load(folder: Path) -> Any:
             f"{type(loaded).__name__}"
         )
     return loaded
+
+
+def _check_files(folder: Path) -> None:
+    """Says of missing and broken files, in our words, what transformers says in many ways."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder with a tokenizer, got none")
+    names = [name for name in _JSON if (folder / name).exists()]
+    for name in names:
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{folder / name}: expected JSON, got: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{folder / name}: expected an object, got {type(content).__name__}")
+        if name == TOKENIZER_JSON and not {"model", "added_tokens"} <= content.keys():
+            raise ValueError(
+                f"{folder / name}: expected a tokenizer, with 'model' and 'added_tokens', got the "
+                f"keys {sorted(content)}"
+            )
+    is_split = "vocab.json" in names and (folder / "merges.txt").exists()
+    if TOKENIZER_JSON not in names and not is_split:
+        raise ValueError(
+            f"{folder}: expected a tokenizer: {TOKENIZER_JSON}, or vocab.json and merges.txt, or "
+            f"SentencePiece's {SENTENCE_PIECE}; found none of them"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_about_config() -> Iterator[None]:
+    """The loader reads config.json too, and logs what it thinks of it; `families` judges that."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in _ABOUT_CONFIG]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _templates(found: str | Mapping[str, str] | None) -> Mapping[str, str]:

@@ -7,7 +7,8 @@ output) is encoded without control tokens: `<|im_end|>` in a tool's answer stays
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -71,7 +72,11 @@ def check_unicode(text: str) -> None:
 
 
 class SentencePieceTokenizer:
-    """A lossless SentencePiece model: byte fallback, identity normalisation, no dummy prefix."""
+    """A lossless SentencePiece model: byte fallback, identity normalisation, no dummy prefix.
+
+    SentencePiece itself never makes its control pieces of a text and shows none of them: `<s>`,
+    `</s>` and others that a model may have are made and shown here, as `Tokenizer` asks.
+    """
 
     def __init__(self, path: str | Path = EMBEDDED_TOKENIZER):
         """Loads a `.model` file.
@@ -86,6 +91,9 @@ class SentencePieceTokenizer:
                 f"{path}: expected a readable SentencePiece model, got: {error}"
             ) from error
         self._ids = {self._model.id_to_piece(i): i for i in range(self.vocab_size)}
+        self._control = {i: p for p, i in self._ids.items() if self._model.is_control(i)}
+        longest_first = sorted(map(re.escape, self._control.values()), key=len, reverse=True)
+        self._control_pieces = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         if "<0x00>" not in self._ids or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
                 f"{path}: expected a model trained with byte_fallback, identity "
@@ -109,12 +117,16 @@ class SentencePieceTokenizer:
           ValueError: for a lone surrogate, which no UTF-8 text can hold.
         """
         check_unicode(text)
-        parts = [text] if allow_special else _INSIDE_CONTROL.split(text)
-        return [token for part in parts for token in self._encode_part(part)]
+        if not allow_special:
+            return [t for part in _INSIDE_CONTROL.split(text) for t in self._encode_part(part)]
+        ids: list[int] = []
+        for number, part in enumerate(self._control_pieces.split(text)):
+            ids += [self._ids[part]] if number % 2 else self._encode_part(part)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of any ids; bytes that are not UTF-8 become U+FFFD."""
-        return str(self._model.decode([int(token) for token in ids]))
+        """The text of any ids, control pieces included; bytes that are not UTF-8 become U+FFFD."""
+        return "".join(self._decoded(int(token) for token in ids))
 
     def id_of(self, piece: str) -> int:
         """The id of one piece of the vocabulary, spaces written as spaces.
@@ -128,6 +140,13 @@ class SentencePieceTokenizer:
                 f"tokenizer: expected a piece {piece!r} in the vocabulary of {self.vocab_size}"
             )
         return token
+
+    def _decoded(self, ids: Iterator[int]) -> Iterator[str]:
+        for is_control, run in groupby(ids, self._control.__contains__):
+            if is_control:
+                yield from (self._control[token] for token in run)
+            else:
+                yield str(self._model.decode(list(run)))
 
     def _encode_part(self, text: str) -> list[int]:
         ids: list[int] = []

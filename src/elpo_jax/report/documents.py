@@ -14,6 +14,7 @@ MODES = {
     "calls": "out of calls",
     "turns": "out of turns",
     "observation": "output too long",
+    "eos": "call without the end of turn",
 }
 
 

@@ -56,6 +56,7 @@ EPISODES = (
             ("episode/end_calls", "out of calls"),
             ("episode/end_turns", "out of turns"),
             ("episode/end_observation", "output too long"),
+            ("episode/end_eos", "call without the end of turn"),
         ),
         "percent",
     ),

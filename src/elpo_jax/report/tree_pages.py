@@ -16,6 +16,7 @@ ENDS = {
     "calls": "out of calls",
     "turns": "out of turns",
     "observation": "output too long",
+    "eos": "call without the end of turn",
 }
 
 

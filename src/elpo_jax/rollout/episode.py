@@ -36,7 +36,7 @@ class Turn:
       tokens: int32 [T], T >= 1, the end-of-turn token included.
       log_probs: float32 [T].
       entropies: float32 [T] nats.
-      stopped: the last token is the end-of-turn token; else the turn was cut at its budget.
+      stopped: the last token ends the turn; else the turn was cut at its budget.
     """
 
     tokens: np.ndarray
@@ -73,8 +73,8 @@ class Outcome:
     Attributes:
       step: the turn with its observation.
       progress: where the episode stands after it.
-      end: None when the episode goes on; else 'answer', 'length', 'turns', 'calls' or
-        'observation'.
+      end: None when the episode goes on; else 'answer', 'length', 'turns', 'calls', 'observation'
+        or 'eos'.
     """
 
     step: Step
@@ -206,7 +206,9 @@ class Environment:
         """Reads a turn: an outcome if the episode ends with it, else the calls to run.
 
         The last turn allowed must be the answer: its calls are not run. Neither are those of a turn
-        with more calls than the episode may still make.
+        with more calls than the episode may still make, or of one that ended with another token
+        than the template's end of turn, such as `<|endoftext|>`: it is as it was sampled, and no
+        template renders a conversation that goes on so.
 
         Raises:
           ValueError: for a turn that is empty, over its budget, or neither stopped nor cut.
@@ -217,6 +219,8 @@ class Environment:
             return self._final(progress, turn, requests, "length")
         if not requests.calls:
             return self._final(progress, turn, requests, "answer")
+        if turn.tokens[-1] != self._chat.end_of_turn:
+            return self._final(progress, turn, requests, "eos")
         if progress.turns + 1 >= self._limits.max_turns:
             return self._final(progress, turn, requests, "turns")
         if progress.calls + len(requests.calls) > progress.max_calls:
@@ -312,10 +316,10 @@ class Environment:
         tokens = len(turn.tokens)
         if not 1 <= tokens <= budget:
             raise ValueError(f"turn: expected 1 to {budget} tokens, got {tokens}")
-        if turn.stopped != (turn.tokens[-1] == self._chat.end_of_turn):
+        if turn.stopped != (turn.tokens[-1] in self._chat.stop_tokens):
             raise ValueError(
-                f"turn: expected stopped={turn.stopped} to say whether the last token is the "
-                f"end-of-turn {self._chat.end_of_turn}, got {turn.tokens[-1]}"
+                f"turn: expected stopped={turn.stopped} to say whether the last token is one of "
+                f"{self._chat.stop_tokens}, got {turn.tokens[-1]}"
             )
         if not turn.stopped and tokens < budget:
             raise ValueError(f"turn: expected a cut turn to fill its {budget} tokens, got {tokens}")

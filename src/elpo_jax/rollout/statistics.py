@@ -6,7 +6,7 @@ import numpy as np
 
 from elpo_jax.rollout.tree import Node, Tree
 
-ENDS = ("answer", "length", "turns", "calls", "observation")
+ENDS = ("answer", "length", "turns", "calls", "observation", "eos")
 
 
 def summarize(trees: Sequence[Tree]) -> dict[str, float]:
@@ -28,7 +28,7 @@ def summarize(trees: Sequence[Tree]) -> dict[str, float]:
       episode/error_share     share of observations that are errors; each is counted once, however
                               many trajectories share it
       episode/end_<reason>    share of trajectories that ended so: answer, length, turns, calls,
-                              observation
+                              observation, eos
       rollout/total           rollouts, branches included
       rollout/tasks           tasks, a tree each
       rollout/per_tree        rollouts a tree, branches included

@@ -84,7 +84,7 @@ class Rollout:
       ordinal: the request's number within its task, part of every sampling key.
       parent: the node it continues, or ROOT.
       steps: the new steps, at least one.
-      end: why it ended: 'answer', 'length', 'turns', 'calls' or 'observation'.
+      end: why it ended: 'answer', 'length', 'turns', 'calls', 'observation' or 'eos'.
       success: the verifier's verdict.
       reward: the shaped reward.
       answer: what the verifier extracted.

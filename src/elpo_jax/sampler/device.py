@@ -186,7 +186,7 @@ def decode(
     cache: KVCache,
     lanes: Lanes,
     step_key: jax.Array,
-    stop_token: jax.Array,
+    stop_tokens: jax.Array,
     exit_below: jax.Array,
 ) -> tuple[KVCache, Drawn]:
     """Draws up to `block_size` tokens in every active lane.
@@ -199,8 +199,8 @@ def decode(
       lanes: their state; lanes with left = 0 are idle.
       step_key: key of this run's seed and training step. A token's key folds in the task draw, the
         rollout ordinal and the token's position, nothing else.
-      stop_token: int32 [], ends a turn. It is drawn but not fed: the caller prefills it together
-        with the tool's result.
+      stop_tokens: int32 [E], each ends a turn; -1 for padding. It is drawn but not fed: the caller
+        prefills it together with the tool's result.
       exit_below: int32 [], leave early once fewer lanes than this are active (at least 1).
     """
     count = lanes.pending.shape[0]
@@ -232,7 +232,7 @@ def decode(
         token_keys = jax.vmap(jax.random.fold_in)(keys, position + 1)
         uniforms = jax.vmap(jax.random.uniform)(token_keys)
         drawn = draw(logits, uniforms, lanes.temperature, lanes.top_p, lanes.top_k)
-        stop = drawn.token == stop_token
+        stop = jnp.any(drawn.token[:, None] == stop_tokens[None], axis=1)
         here = active[:, None] & (jnp.arange(block_size)[None] == step)  # [S, N]
         out = Drawn(
             jnp.where(here, drawn.token[:, None], out.tokens),

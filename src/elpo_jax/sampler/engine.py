@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elpo_jax.config import SamplerConfig
+from elpo_jax.config import STOP_TOKENS, SamplerConfig
 from elpo_jax.policy.model import Decoder
 from elpo_jax.sampler import device
 
@@ -153,10 +153,16 @@ class Engine:
         params: Params,
         work: Sequence[Decoding],
         step_key: jax.Array,
-        stop_token: int,
+        stop_tokens: Sequence[int],
         exit_below: int,
     ) -> device.Drawn:
         """Decodes one block in the given lanes; returns numpy arrays indexed by lane.
+
+        Args:
+          params: the policy's.
+          work: a lane each.
+          step_key, exit_below: see `sampler.device.decode`.
+          stop_tokens: each ends a turn; at most `config.STOP_TOKENS`.
 
         Raises:
           NonFiniteSampleError: a FloatingPointError that says in which lanes.
@@ -174,8 +180,10 @@ class Engine:
         for item in work:
             for name, array in lanes._asdict().items():
                 array[item.lane] = getattr(item, name)
+        stops = np.full(STOP_TOKENS, -1, np.int32)
+        stops[: len(stop_tokens)] = stop_tokens
         self._lanes, drawn = self._programs.decode(
-            params, self._lanes, lanes, step_key, np.int32(stop_token), np.int32(exit_below)
+            params, self._lanes, lanes, step_key, stops, np.int32(exit_below)
         )
         drawn = jax.device_get(drawn)
         self.counters.decode_tokens += int(drawn.counts.sum())
@@ -258,7 +266,7 @@ class Engine:
         """Compiles every program, so that none compiles later. Counters are left at zero."""
         for size in self.config.prefill_chunks:
             self.prefill(params, [Chunk(0, 0, np.zeros(size, np.int32))])
-        self.decode(params, [Decoding(0, 0, 0, 1, (0, 0), 1.0, 1.0, 0)], jax.random.key(0), -1, 1)
+        self.decode(params, [Decoding(0, 0, 0, 1, (0, 0), 1.0, 1.0, 0)], jax.random.key(0), (), 1)
         (kept,) = self.keep([0])
         self._swap_out(kept)
         self.fork([kept], [0])

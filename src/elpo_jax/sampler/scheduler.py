@@ -126,7 +126,7 @@ class Scheduler:
       environment: turns, tools and verdicts.
       sampler: lanes and tool workers.
       episode: retries and drops.
-      end_of_turn: the token that ends a turn.
+      stop_tokens: each ends a turn.
     """
 
     def __init__(
@@ -135,13 +135,13 @@ class Scheduler:
         environment: Environment,
         sampler: SamplerConfig,
         episode: EpisodeConfig,
-        end_of_turn: int,
+        stop_tokens: Sequence[int],
     ):
         self.engine = engine
         self.environment = environment
         self.sampler = sampler
         self.episode = episode
-        self.end_of_turn = end_of_turn
+        self.stop_tokens = stop_tokens
         self._workers = ToolWorkers(sampler.tool_workers)
 
     def run(
@@ -384,7 +384,7 @@ class _Session:
         exit_below = max(1, len(active) // 2)
         try:
             drawn = self.engine.decode(
-                self.params, work, self.step_key, self.scheduler.end_of_turn, exit_below
+                self.params, work, self.step_key, self.scheduler.stop_tokens, exit_below
             )
         except NonFiniteSampleError as error:
             error.rows = {

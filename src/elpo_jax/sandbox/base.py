@@ -59,7 +59,7 @@ class Limits:
     """What a snippet may use.
 
     Attributes:
-      cpu_seconds: CPU time, rounded up to whole seconds.
+      cpu_seconds: CPU time, of all threads together.
       wall_seconds: time by the clock.
       memory_mb: address space beyond what the loaded modules take.
       output_bytes: of stdout, and as many of stderr.

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import math
 import os
 import shutil
 import signal
@@ -22,6 +21,12 @@ from elpo_jax.sandbox.inside.runner import EXIT_MEMORY, EXIT_OK
 
 _START_SECONDS = 120.0  # for a zygote to load everything on a busy machine
 _GRACE_SECONDS = 10.0  # beyond a snippet's time, before its zygote counts as hung
+_KILLED = {
+    "cpu": Status.TIMEOUT,
+    "clock": Status.TIMEOUT,
+    "output": Status.OUTPUT,
+    "disk": Status.ERROR,
+}
 _BOOT = (
     "import sys; sys.path.insert(0, {root!r}); "
     "from elpo_jax.sandbox.inside.zygote import main; main()"
@@ -45,13 +50,21 @@ class Zygote:
 
     def __init__(self, tier: Tier, preload: Sequence[str]):
         root = str(Path(__file__).parents[2])
+        order = {
+            "mechanisms": sorted(tier.mechanisms),
+            "preload": list(preload),
+            "path": _site_folders(preload),
+            "root": root,
+        }
+        boot = _BOOT.format(root=root)
         ours, theirs = socket.socketpair()
         self._folder = tempfile.mkdtemp(prefix="elpo_jax_sandbox_")
         self._channel = ours
         descriptor = theirs.fileno()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-B", "-c", _BOOT.format(root=root), str(descriptor)],
+                # Without debug ranges, tracebacks have no carets, whose places differ by version.
+                [sys.executable, "-sPB", "-X", "no_debug_ranges", "-c", boot, str(descriptor)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -65,16 +78,9 @@ class Zygote:
             raise ZygoteFailure(f"can't be started: {error.strerror}") from None
         finally:
             theirs.close()
-        order = {
-            "mechanisms": sorted(tier.mechanisms),
-            "preload": list(preload),
-            "path": _site_folders(preload),
-            "root": root,
-            "folder": self._folder,
-        }
         ours.settimeout(_START_SECONDS)
         try:
-            send(ours, order)
+            send(ours, {**order, "folder": self._folder})
             answer, _ = receive(ours)
         except (OSError, EOFError):
             self.close()
@@ -126,20 +132,17 @@ def _result(report: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> R
 
 
 def _status(report: dict[str, Any], limits: Limits) -> Status:
-    killed = {"clock": Status.TIMEOUT, "output": Status.OUTPUT, "disk": Status.ERROR}
     code = report["exit"]
     if report["reason"]:
-        return killed[report["reason"]]
+        return _KILLED[report["reason"]]
     if code == EXIT_OK:
         return Status.OK
     if code == EXIT_MEMORY:
         return Status.MEMORY
     if code >= 0:
         return Status.ERROR
-    # The kernel's limit of CPU time kills at whole seconds, by another clock than the report's.
-    is_over = report["cpu_seconds"] >= 0.9 * math.ceil(limits.cpu_seconds)
-    is_limit = -code in (signal.SIGKILL, signal.SIGXCPU)
-    return Status.TIMEOUT if is_limit and is_over else Status.CRASHED
+    is_over = report["cpu_seconds"] >= limits.cpu_seconds
+    return Status.TIMEOUT if code == -signal.SIGKILL and is_over else Status.CRASHED
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from elpo_jax.errors import UsageError
 from elpo_jax.tasks.rows import Row, check_unicode, convert, field_of, one_line, read_content, shown
+from elpo_jax.tools.call_forms import OPEN
 
 KEY = "sft.data"  # the setting that names the file
 
@@ -28,13 +29,22 @@ class Conversations(NamedTuple):
       pairs: of each usable row, in order.
       digest: SHA-256 of the file.
       tools: names of the tools in the usable rows, in alphabetical order.
-      notes: lines for the user: bad rows, and how many are good.
+      notes: lines for the user: bad rows, how many are good, and how many teach what an episode
+        refuses.
     """
 
     pairs: tuple[Tokens, ...]
     digest: str
     tools: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+class _Read(NamedTuple):
+    """A row that can be used: its tokens, its tools' names, its turns with more than one call."""
+
+    pair: Tokens
+    tools: frozenset[str]
+    several_calls: int
 
 
 def read_conversations(path: str, to_tokens: ToTokens, max_length: int) -> Conversations:
@@ -57,15 +67,22 @@ def read_conversations(path: str, to_tokens: ToTokens, max_length: int) -> Conve
     if not rows.good:
         expected = "a row with messages that can be learnt from"
         raise UsageError([f"{KEY}: {path}: expected {expected}, got none", *rows.named(path)])
-    pairs = tuple(pair for _, (pair, _) in rows.good)
-    tools = sorted(set().union(*(names for _, (_, names) in rows.good)))
-    counts = f"conversations: {len(pairs)}, bad rows: {len(rows.bad)}"
-    notes = (*rows.named(path), f"{KEY}: {path}: {counts}")
-    return Conversations(pairs, digest, tuple(tools), notes)
+    good = [row for _, row in rows.good]
+    tools = sorted(set().union(*(row.tools for row in good)))
+    counts = f"conversations: {len(good)}, bad rows: {len(rows.bad)}"
+    notes = [*rows.named(path), f"{KEY}: {path}: {counts}"]
+    several = [row.several_calls for row in good if row.several_calls]
+    if several:
+        notes.append(
+            f"warning: {KEY}: {path}: {len(several)} conversations have turns with several calls "
+            f"({sum(several)} turns); they are learnt, but an episode answers such a turn with an "
+            "error"
+        )
+    return Conversations(tuple(row.pair for row in good), digest, tuple(tools), tuple(notes))
 
 
-def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> tuple[Tokens, frozenset[str]]:
-    """A row's tokens and the names of its tools.
+def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> _Read:
+    """What a row holds.
 
     Raises:
       ValueError: why it can't be used, in one line.
@@ -82,7 +99,15 @@ def _tokens(row: Row, to_tokens: ToTokens, max_length: int) -> tuple[Tokens, fro
         raise ValueError(f"messages: expected {limit}, got {len(ids)}")
     if not is_policy[1:].any():  # nothing predicts the first token
         raise ValueError("messages: expected an assistant turn to learn from, got none")
-    return (ids, is_policy), frozenset(_name(tool) for tool in tools)
+    several = sum(_calls(message) > 1 for message in messages)
+    return _Read((ids, is_policy), frozenset(map(_name, tools)), several)
+
+
+def _calls(message: Mapping[str, Any]) -> int:
+    """Calls of a turn, be they in a field of their own or, as Hermes writes them, in its text."""
+    if message["role"] != "assistant":
+        return 0
+    return len(message.get("tool_calls") or ()) + (message.get("content") or "").count(OPEN)
 
 
 def _messages(row: Row) -> list[Mapping[str, Any]]:

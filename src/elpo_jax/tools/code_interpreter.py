@@ -84,7 +84,7 @@ def _problem(result: Result, limits: Limits) -> str:
 
 
 def _time(result: Result, limits: Limits) -> str:
-    if result.cpu_seconds >= 0.9 * limits.cpu_seconds:
+    if result.cpu_seconds >= limits.cpu_seconds:
         return f"{limits.cpu_seconds:g} s of CPU time"
     return f"{limits.wall_seconds:g} s"
 

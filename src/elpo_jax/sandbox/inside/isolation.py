@@ -1,6 +1,7 @@
 """Locks a zygote, and then each of its children, in. See `elpo_jax.sandbox.base.Tier`."""
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -139,7 +140,7 @@ def empty(folder: str) -> None:
 
 
 def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
-    cpu = max(1, -int(-limits["cpu_seconds"] // 1))
+    cpu = 1 + 2 * math.ceil(limits["cpu_seconds"])  # in case the watcher fails
     for kind, value in (
         (resource.RLIMIT_AS, address_space + (limits["memory_mb"] << 20)),
         (resource.RLIMIT_CPU, cpu),
