@@ -424,7 +424,7 @@ class DoublingSuite(ProblemSuite):
 
         return Problem("double", number, f"Double {number}.", {"value": 2 * int(number)}, solve)
 
-    def detour(self, call):
+    def detour(self, problem, call):
         return None
 
     def verify(self, task, response):
