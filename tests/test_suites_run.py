@@ -425,7 +425,7 @@ class DoublingSuite(ProblemSuite):
 
         return Problem("double", number, f"Double {number}.", {"value": 2 * int(number)}, solve)
 
-    def detour(self, call):
+    def detour(self, problem, call):
         return None
 
     def verify(self, task, response):

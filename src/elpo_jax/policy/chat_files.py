@@ -10,7 +10,6 @@ from elpo_jax.policy.chat import EMBEDDED_TEMPLATE, Chat
 from elpo_jax.policy.checkpoint_folder import SENTENCE_PIECE, TOKENIZER
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
 from elpo_jax.policy.tokenizer import (
-    EMBEDDED,
     SentencePieceTokenizer,
     Tokenizer,
     tokenizer_file,
@@ -53,9 +52,8 @@ def make_chat(policy: PolicyConfig, tools: Sequence[Mapping[str, Any]]) -> Chat:
 
 
 def chat_files(policy: PolicyConfig) -> list[Path]:
-    """The user's files that decide on ids, in order."""
-    is_own = policy.tokenizer and policy.tokenizer not in EMBEDDED
-    files = [Path(policy.tokenizer)] if is_own else []
+    """The files that decide on ids, but for the ones that every policy falls back on, in order."""
+    files = [tokenizer_file(policy.tokenizer)] if policy.tokenizer else []
     if policy.checkpoint:
         folder = Path(policy.checkpoint)
         files += sorted(file for pattern in TOKENIZER for file in folder.glob(pattern))

@@ -8,6 +8,7 @@ from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat_files import chat_files
 from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, weights_fingerprint
+from elpo_jax.policy.tokenizer import tokenizer_file
 
 # Settings that name them: a run goes on with other paths to the same content.
 PATHS = ("policy.checkpoint", "policy.tokenizer")
@@ -49,7 +50,7 @@ def changed_files(
 
     Args:
       policy: where they are now.
-      ours: their digests now.
+      ours: their digests now, and perhaps others' under names of their own.
       digests: what they were.
     """
     names = sorted(ours.keys() | digests.keys())
@@ -57,12 +58,14 @@ def changed_files(
 
 
 def _name(policy: PolicyConfig, file: Path) -> str:
-    if policy.tokenizer and file == Path(policy.tokenizer):
+    if policy.tokenizer and file == tokenizer_file(policy.tokenizer):
         return "policy.tokenizer"
     return f"policy.checkpoint/{file.relative_to(policy.checkpoint)}"
 
 
 def _shown(policy: PolicyConfig, name: str) -> str:
     key, _, below = name.partition("/")
+    if key not in PATHS:
+        return name
     path = Path(policy.tokenizer if key == "policy.tokenizer" else policy.checkpoint)
     return f"{key}: {path / below if below else path}"
