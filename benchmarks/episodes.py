@@ -44,6 +44,7 @@ class ScriptedCall:
     """Stands in for `PendingCalls`; its tool answers at once."""
 
     states: Mapping[str, Any]
+    count = 1
 
     def run(self) -> tuple[Mapping[str, Any], list[Observation]]:
         return self.states, [Observation("")]

@@ -38,6 +38,7 @@ class ScriptedCall:
     breaks: Callable[[int], bool]
     hangs: Callable[[int], bool]
     gate: threading.Event
+    count: int = 1
 
     def run(self):
         time.sleep(self.delay)

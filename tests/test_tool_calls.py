@@ -163,6 +163,8 @@ def test_unknown_tools(name):
         ({}, "$: 'code' is a required property"),
         ({"code": 3}, "$.code: 3 is not of type 'string'"),
         ({"code": "1", "seconds": "9"}, "$.seconds: '9' is not of type 'integer'"),
+        ({"code": "1", "seconds": 3.0}, "$.seconds: 3.0 is not of type 'integer'"),
+        ({"code": "1", "seconds": True}, "$.seconds: True is not of type 'integer'"),
         ({"code": "1", "seconds": 0}, "$.seconds: 0 is less than the minimum of 1"),
         ({"code": "1", "x": 1}, "$: Additional properties are not allowed ('x' was unexpected)"),
     ],

@@ -97,6 +97,11 @@ class PendingCalls:
     tools: Mapping[str, Tool]
     states: Mapping[str, Any]
 
+    @property
+    def count(self) -> int:
+        """How many calls there are."""
+        return len(self.requests.calls)
+
     def run(self) -> tuple[Mapping[str, Any], list[Observation]]:
         """The tool states after the calls, and the answer to each of them, in order.
 

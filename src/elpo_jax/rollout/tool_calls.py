@@ -6,7 +6,7 @@ wrong with a call is told to the policy as an error observation.
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jsonschema
 from jsonschema.exceptions import best_match
@@ -19,6 +19,17 @@ FIRST, ALL = "first", "all"  # which of a turn's calls are run
 Request = ToolCall | Observation  # a call, or the error observation that a bad one gets
 
 _MAX_DETAIL = 160  # characters of an error message that the policy has to read
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# JSON schema takes 3.0 for an integer, but Python makes a float of it, which no tool expects there.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
 
 
 class Requests(NamedTuple):
@@ -99,7 +110,7 @@ class CallParser:
         return call, rest
 
 
-def _validator(tool: Tool) -> jsonschema.Draft202012Validator:
+def _validator(tool: Tool) -> Any:
     parameters = tool.schema.get("parameters")
     try:
         jsonschema.Draft202012Validator.check_schema(parameters)
@@ -107,7 +118,7 @@ def _validator(tool: Tool) -> jsonschema.Draft202012Validator:
         raise ValueError(
             f"tool {tool.name!r}: expected a JSON schema in 'parameters', got: {error.message}"
         ) from error
-    return jsonschema.Draft202012Validator(parameters)
+    return _Validator(parameters)
 
 
 def _error(kind: str, title: str, detail: str) -> Observation:

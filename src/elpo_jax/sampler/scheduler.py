@@ -426,7 +426,8 @@ class _Session:
         def observed(result: tuple[Any, Sequence[Observation]]) -> None:
             self._apply(run, self.environment.observe(run.progress, turn, calls, *result))
 
-        limit = Limit("episode.tool_seconds", self.scheduler.episode.tool_seconds)
+        seconds = self.scheduler.episode.tool_seconds * calls.count
+        limit = Limit("episode.tool_seconds", seconds)
         self._submit(run, calls.run, str(calls), limit, observed)
 
     def _submit(
