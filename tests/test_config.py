@@ -158,7 +158,12 @@ def test_every_number_has_a_range_and_every_rule_a_key():
     [
         ("seed", -1, "seed: expected an integer from 0 to 2**32 - 1, got -1"),
         ("algorithm", "gprq", "algorithm: expected one of 'elpo', 'grpo', got 'gprq'"),
-        ("reward.terms", ("overlong", "one"), "reward.terms: expected one of"),
+        ("reward.terms", ("zero_one", "one"), "reward.terms: expected one of"),
+        (
+            "reward",
+            {"terms": ("plus_minus_one", "overlong"), "overlong_buffer": 4096},
+            "reward.overlong_buffer: expected at most episode.max_length=384 where",
+        ),
         ("reward.terms", (), "reward.terms: expected at least one, got ()"),
         ("episode.calls_in_turn", "last", "episode.calls_in_turn: expected one of 'all', 'first'"),
         (

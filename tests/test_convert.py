@@ -15,7 +15,7 @@ from processes import TINY
 from rich.console import Console
 from test_export import OWN_TOKENIZER, assert_same, tensors_in
 
-from elpo_jax import convert
+from elpo_jax import convert, evaluate
 from elpo_jax.cold_start import cache_folder, cold_start
 from elpo_jax.components import build
 from elpo_jax.config import from_dict
@@ -114,6 +114,38 @@ def test_a_run_does_not_go_on_beside_another_checkpoint(trained, tmp_path, name)
         else:
             file.write_bytes(kept)
     assert [int(path.name) for path in (copy / "checkpoints").iterdir()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora": {"alpha": 99.0}}, "policy.lora.alpha: the run there has 16.0, got 99.0"),
+        ({"thinking": None, "earlier_turns": "as_sampled"}, "policy.earlier_turns: the run there"),
+        ({"config.json": b" "}, "policy.checkpoint: {}/config.json is not what the run in"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/1"])
+def test_another_policy_is_not_evaluated(trained, tmp_path, change, message, place):
+    """Settings that change what is computed with the same parameters, and the files."""
+    workdir, source = trained
+    tree = json.loads((workdir / "config.json").read_text())
+    if "config.json" in change:
+        shutil.copytree(source, tmp_path / "source")
+        with (tmp_path / "source/config.json").open("ab") as file:
+            file.write(change["config.json"])
+        tree["policy"]["checkpoint"] = str(tmp_path / "source")
+    else:
+        lora = tree["policy"]["lora"] | change.get("lora", {})
+        tree["policy"] |= {**change, "lora": lora}
+    components = build(from_dict(tree))
+    with pytest.raises(UsageError) as caught:
+        evaluate._check_origin(components, workdir / place)
+    (line,) = caught.value.problems
+    assert line.startswith(message.format(tmp_path / "source"))
+    # How the same is computed is free.
+    tree = json.loads((workdir / "config.json").read_text())
+    tree["policy"] |= {"remat": "full", "attention_block": 64}
+    evaluate._check_origin(build(from_dict(tree)), workdir / place)
 
 
 def without_the_last_step(workdir, copy):

@@ -10,8 +10,8 @@ SUCCESS = Verdict(True, "4")
 FAILURE = Verdict(False, None)
 
 
-def ending(verdict=SUCCESS, calls=2, tokens=100, max_tokens=1000):
-    return Ending(verdict, calls, tokens, max_tokens)
+def ending(verdict=SUCCESS, turns=3, tokens=100, max_tokens=1000):
+    return Ending(verdict, turns, tokens, max_tokens)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ def ending(verdict=SUCCESS, calls=2, tokens=100, max_tokens=1000):
         ("fraction", ending(), 1),
         ("fraction", ending(FAILURE), 0),
         ("fraction", ending(Verdict(False, "code", passed=0.75)), 0.75),
-        ("demyagent", ending(calls=9), 1),
-        ("demyagent", ending(FAILURE, calls=0), -1),
-        ("demyagent", ending(FAILURE, calls=1), -0.9),
-        ("demyagent", ending(FAILURE, calls=4), -0.6),
-        ("demyagent", ending(FAILURE, calls=15), -0.6),
+        ("demyagent", ending(turns=10), 1),
+        ("demyagent", ending(FAILURE, turns=1), -1),
+        ("demyagent", ending(FAILURE, turns=2), -0.9),
+        ("demyagent", ending(FAILURE, turns=5), -0.6),
+        ("demyagent", ending(FAILURE, turns=16), -0.6),
         ("overlong", ending(tokens=0), 0),
         ("overlong", ending(tokens=800), 0),
         ("overlong", ending(tokens=850), -0.25),

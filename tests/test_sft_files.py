@@ -67,7 +67,7 @@ def test_a_row_becomes_tokens_of_which_the_assistants_are_learnt(tmp_path):
 
 
 def test_turns_that_an_episode_refuses_are_counted(tmp_path):
-    """An episode takes one call a turn; such rows are learnt all the same."""
+    """An episode may run one call a turn only; such rows are learnt all the same."""
     twice = conversation()
     twice["messages"][2]["tool_calls"] *= 2
     text = conversation()
@@ -79,7 +79,8 @@ def test_turns_that_an_episode_refuses_are_counted(tmp_path):
     assert len(found.pairs) == 3
     assert found.notes[1:] == (
         f"warning: sft.data: {path}: 2 conversations have turns with several calls (3 turns); they "
-        "are learnt, but an episode answers such a turn with an error",
+        "are learnt, but an episode runs more than the first call of a turn only with "
+        "episode.calls_in_turn=all",
     )
 
 

@@ -26,7 +26,7 @@ from elpo_jax.policy.export import check_target, export_policy, save_adapter
 from elpo_jax.policy.families import read_config
 from elpo_jax.policy.origin import PATHS, changed_files, digests_of, weights_of
 from elpo_jax.policy.sharding import make_mesh, placed_shapes
-from elpo_jax.policy.tokenizer import SentencePieceTokenizer, tokenizer_file
+from elpo_jax.policy.tokenizer import EMBEDDED, SentencePieceTokenizer, tokenizer_file
 from elpo_jax.progress import Display
 from elpo_jax.workdir import WorkDir
 
@@ -108,7 +108,8 @@ def _moved(policy: PolicyConfig, options: Mapping[str, str], folder: WorkDir) ->
         now, then = options[name], getattr(policy, name)
         if now and not then:
             raise UsageError([f"--{name}: expected none, since {folder.config} has no {key}"])
-        if then and not Path(now or then).exists():
+        is_file = then and then not in EMBEDDED
+        if is_file and not Path(now or then).exists():
             where, hint = (f"--{name}", "") if now else (key, f"; --{name} says where it is now")
             raise UsageError([f"{where}: {now or then}: not found{hint}"])
         places[name] = now or then

@@ -12,10 +12,11 @@ from pathlib import Path
 from elpo_jax.algorithms import ALGORITHMS
 from elpo_jax.checkpoint import load
 from elpo_jax.cli import Option, parse, run
-from elpo_jax.components import build
+from elpo_jax.components import Components, build
 from elpo_jax.config import Config, to_dict
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.evaluation import evaluate, held_out_tasks, report
+from elpo_jax.policy.origin import changed_files, other_policy, run_policy
 from elpo_jax.progress import Display, share
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks import SUITES
@@ -40,6 +41,7 @@ def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) 
     components = build(config)
     for line in [*components.notes, *components.start_sandboxes()]:
         display.note(line)
+    _check_origin(components, checkpoint)
     restored = load(checkpoint, {"params": components.param_shapes})
     try:
         trees = evaluate(
@@ -63,6 +65,21 @@ def _evaluate(config: Config, checkpoint: Path, output: Path, display: Display) 
     for name in ("pass@k", "maj@k"):
         values = "  ".join(f"{k}: {value:.1%}" for k, value in found[name].items())
         display.note(f"{name:20} {values}")
+
+
+def _check_origin(components: Components, checkpoint: Path) -> None:
+    """Raises UsageError where the policy isn't the run's: its files, or what it computes."""
+    policy = components.config.policy
+    digests = load(checkpoint, {}).metadata["policy_files"]
+    lines = [
+        f"{file} is not what the run in {checkpoint} began with; give that"
+        for file in changed_files(policy, components.policy_digests, digests)
+    ]
+    theirs = run_policy(checkpoint)
+    if theirs is not None:
+        lines += other_policy(policy, theirs)
+    if lines:
+        raise UsageError(lines)
 
 
 if __name__ == "__main__":

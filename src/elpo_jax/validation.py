@@ -259,6 +259,13 @@ def _broken_relations(config: Config, wrong: Set[str]) -> Iterator[str]:
         a, b = get(config, first), get(config, second)
         if wrong.isdisjoint((first, second)) and None not in (a, b) and not holds(a, b):
             yield f"{first}: expected {expected} {second}={b!r}, got {a!r}"
+    buffer, length = config.reward.overlong_buffer, config.episode.max_length
+    keys = ("reward.overlong_buffer", "episode.max_length")
+    if "overlong" in config.reward.terms and wrong.isdisjoint(keys) and buffer > length:
+        yield (
+            f"reward.overlong_buffer: expected at most episode.max_length={length} where "
+            f"reward.terms has overlong, got {buffer}"
+        )
     updates = (
         config.train.steps
         * config.train.epochs

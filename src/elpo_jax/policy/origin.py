@@ -1,10 +1,12 @@
 """What a run's policy comes from, told apart by content: its files may lie elsewhere by now."""
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from elpo_jax.config import PolicyConfig
+from elpo_jax.config import Config, PolicyConfig, differences, from_dict
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat_files import chat_files
 from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, weights_fingerprint
@@ -12,6 +14,10 @@ from elpo_jax.policy.tokenizer import tokenizer_file
 
 # Settings that name them: a run goes on with other paths to the same content.
 PATHS = ("policy.checkpoint", "policy.tokenizer")
+# Settings of how the same is computed, and those two, whose content is compared.
+_FREE = (
+    "checkpoint", "tokenizer", "dtype", "param_dtype", "scan_unroll", "remat", "attention_block"
+)  # fmt: skip
 
 
 def digests_of(policy: PolicyConfig) -> dict[str, str]:
@@ -55,6 +61,38 @@ def changed_files(
     """
     names = sorted(ours.keys() | digests.keys())
     return [_shown(policy, name) for name in names if ours.get(name) != digests.get(name)]
+
+
+def run_policy(checkpoint: Path) -> PolicyConfig | None:
+    """The policy section of the run that a checkpoint is of; None where its config.json is gone.
+
+    Args:
+      checkpoint: a run's folder, its `checkpoints`, or one of those.
+
+    Raises:
+      UsageError: that config.json is none of this version's.
+    """
+    folder = checkpoint.absolute()
+    file = next(
+        (up / CONFIG for up in (folder, *folder.parents[:2]) if (up / CONFIG).is_file()), None
+    )
+    if file is None:
+        return None
+    try:
+        return from_dict(json.loads(file.read_text(encoding="utf-8"))).policy
+    except (OSError, ValueError) as error:
+        raise UsageError([f"{file}: expected a run's settings: {error}"]) from None
+
+
+def other_policy(ours: PolicyConfig, theirs: PolicyConfig) -> list[str]:
+    """A line for each setting by which two sections compute something else with the same
+    parameters."""
+    ours, theirs = (
+        replace(policy, **{name: getattr(PolicyConfig(), name) for name in _FREE})
+        for policy in (ours, theirs)
+    )
+    found = differences(Config(policy=ours), Config(policy=theirs))
+    return [f"{key}: the run there has {then!r}, got {now!r}" for key, (now, then) in found.items()]
 
 
 def _name(policy: PolicyConfig, file: Path) -> str:

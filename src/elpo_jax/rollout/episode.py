@@ -307,7 +307,7 @@ class Environment:
         """
         ending = Ending(
             verdict=verdict,
-            calls=progress.calls,
+            turns=progress.turns,
             tokens=progress.length - progress.prompt_length,
             max_tokens=self._limits.max_length - progress.prompt_length,
         )

@@ -75,8 +75,8 @@ def read_conversations(path: str, to_tokens: ToTokens, max_length: int) -> Conve
     if several:
         notes.append(
             f"warning: {KEY}: {path}: {len(several)} conversations have turns with several calls "
-            f"({sum(several)} turns); they are learnt, but an episode answers such a turn with an "
-            "error"
+            f"({sum(several)} turns); they are learnt, but an episode runs more than the first "
+            "call of a turn only with episode.calls_in_turn=all"
         )
     return Conversations(tuple(row.pair for row in good), digest, tuple(tools), tuple(notes))
 

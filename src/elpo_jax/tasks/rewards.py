@@ -17,13 +17,13 @@ class Ending:
 
     Attributes:
       verdict: the verifier's.
-      calls: tool calls that were answered.
+      turns: the policy's.
       tokens: of the response, the environment's included.
       max_tokens: that the response may have.
     """
 
     verdict: Verdict
-    calls: int
+    turns: int
     tokens: int
     max_tokens: int
 
@@ -47,12 +47,12 @@ def fraction(ending: Ending, config: RewardConfig) -> float:
 
 
 def demyagent(ending: Ending, config: RewardConfig) -> float:
-    """1 for a success; a failure is the less bad the more calls it made, from -1 to -0.6.
+    """1 for a success; a failure is the less bad the more turns it took, from -1 to -0.6.
 
-    min(-0.6, -1 + 0.1 calls), which is DemyAgent's min(-0.6, -1 + 0.1 (turns - 2) / 2) with the
-    turns of all roles counted as it does (https://arxiv.org/abs/2510.11701).
+    min(-0.6, -1 + 0.1 (turns - 1)), which is DemyAgent's min(-0.6, -1 + 0.1 (turns - 2) / 2) with
+    the turns of all roles counted as it does (https://arxiv.org/abs/2510.11701).
     """
-    return 1.0 if ending.verdict.success else min(-0.6, -1.0 + 0.1 * ending.calls)
+    return 1.0 if ending.verdict.success else min(-0.6, -1.0 + 0.1 * (ending.turns - 1))
 
 
 def overlong(ending: Ending, config: RewardConfig) -> float:
