@@ -6,7 +6,7 @@ import pytest
 
 from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Sandboxes
+from elpo_jax.sandbox import Result, Sandboxes, Status
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Verdict
 from elpo_jax.tasks.code_tests import ProgramTests, StdinTest, from_asserts
@@ -143,6 +143,21 @@ def test_the_score_of_a_program(sandboxes):
         )
         assert (found.success, found.score) == (False, score)
         assert found.extracted.endswith(": 2 of 3 tests")
+
+
+class Slow:
+    """A sandbox in which a run that comes to 4 takes 0.6 s."""
+
+    config = SandboxConfig(tests_seconds=1.0)
+
+    def run(self, snippet, limits):
+        return Result(Status.OK, b"4", b"", 0.0, 0.6, False)
+
+
+def test_all_tests_of_an_answer_share_their_time():
+    question = code_question("fours", "Print 4.", ProgramTests(stdin=(StdinTest("", "4"),) * 3))
+    found = Verifiers(Slow(), Slow(), False).verify(question, "```python\nprint(4)\n```")
+    assert (found.success, found.score) == (False, 2 / 3)
 
 
 def test_there_is_no_length(sandboxes):

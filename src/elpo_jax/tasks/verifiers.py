@@ -53,7 +53,8 @@ class Verifiers:
         program = answers.last_program(response)
         if program is None:
             return Verdict(False, None)
-        judgement = judge(self._programs, program, unpack(question.tests), self._fail_fast)
+        tests, seconds = unpack(question.tests), self._programs.config.tests_seconds
+        judgement = judge(self._programs, program, tests, self._fail_fast, seconds)
         passed = None if self._fail_fast else judgement.score
         # Equal programs are one answer in a majority vote.
         name = hashlib.sha256(program.encode(errors="replace")).hexdigest()[:8]
