@@ -120,6 +120,27 @@ def test_numbers_with_units(suite, response, success, vote):
     assert verdict(suite, 2, response) == Verdict(success, vote)
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "success"),
+    [
+        ("50%", "50\\%", True),
+        ("50%", "50", True),
+        ("50%", "0.5", True),
+        ("50%", "0.5%", False),
+        ("50%", "0.5 m", False),
+        ("0.5", "50%", False),
+        ("5 m/s", "5\\,\\mathrm{m\\,s^{-1}}", True),
+        ("5 m/s", "5\\,\\mathrm{m\\,s}", False),
+        ("5 km", "5000 m", False),
+        ("3", "3/4", False),
+    ],
+)
+def test_numbers_and_their_units(gold, answer, success):
+    question = Question("number", "?", gold, verifier=NUMBER, tolerance=0.01)
+    judged = Verifiers(None, None, False).verify(question, f"\\boxed{{{answer}}}")
+    assert judged.success is success
+
+
 SQUARE = "n = int(input())\nprint(n * n)"
 ONE_AND_TWO = "n = int(input())\nprint([0, 1, 4, 5][n])"
 

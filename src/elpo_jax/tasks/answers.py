@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
+from elpo_jax.tasks import units
+
 MAX_ANSWER = 200  # characters inside the box; a longer one is no answer
 _BOX = "\\boxed{"
 
@@ -31,7 +33,9 @@ _QUANTITY = re.compile(
     rf"(?:[eE](?P<e>{_EXPONENT})|{_TIMES}10\^(?P<power>{_EXPONENT}))?"
     r"(?P<unit>(?![0-9.,]).*)"
 )
-_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\[,;:!$ ]|[\s$~{}]")
+_MACRO = re.compile(r"\\(?:cdot|circ|degree|mu|Omega|times)(?![a-zA-Z])")
+_SPACE = re.compile(r"\\[,;:! ]|[\s~]")
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\\$|[$ {}]")
 _LETTER = re.compile(r"\(([A-Z])\)[.:]?|([A-Z])[).:]?")
 # Words before an answer outside a box: 'the answer is (C)', 'Final answer: C', '**Answer**: C'.
 _ANSWER_IS = re.compile(r"\banswer[\s*]{0,4}(?::|is\b)[\s*:]{0,4}", re.IGNORECASE)
@@ -49,6 +53,7 @@ _PYTHON = ("python", "py", "python3")
 class Quantity(NamedTuple):
     value: float
     unit: str  # without spaces; '' if there is none
+    spaced_unit: str = ""  # with them
 
 
 def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
@@ -73,7 +78,14 @@ def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
 
 def plain(answer: str) -> str:
     """An answer without LaTeX's text commands, braces, dollar signs and spacing."""
-    return _MARKUP.sub("", answer).replace("\u2212", "-")  # U+2212: the typographic minus
+    return _spaced(answer).replace(" ", "")
+
+
+def _spaced(answer: str) -> str:
+    """As `plain`, but with blanks for spacing of any kind, and after the macros of units."""
+    blanks = _SPACE.sub(" ", _MACRO.sub(lambda macro: f"{macro[0]} ", answer))
+    marked = _MARKUP.sub(lambda mark: " " if mark[0] == " " else "", blanks)
+    return marked.replace("\u2212", "-")  # U+2212: the typographic minus
 
 
 def quantity(answer: str) -> Quantity | None:
@@ -86,7 +98,18 @@ def quantity(answer: str) -> Quantity | None:
         return None
     mantissa = match["mantissa"].replace(",", "")
     value = float(f"{mantissa}e{match['e'] or match['power'] or '0'}")
-    return Quantity(value, match["unit"]) if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    return Quantity(value, match["unit"], _after(_spaced(answer), match.start("unit")))
+
+
+def _after(spaced: str, count: int) -> str:
+    """What comes after so many characters that aren't blank."""
+    for index, character in enumerate(spaced):
+        if count == 0:
+            return spaced[index:].strip()
+        count -= character != " "
+    return ""
 
 
 def number(answer: str) -> Decimal | None:
@@ -111,13 +134,16 @@ def is_unit(found: str, expected: str) -> bool:
     return not found or found in _UNITS[expected]
 
 
-def is_same_unit(found: str, expected: str) -> bool:
+def has_unit_of(found: Quantity, expected: Quantity) -> bool:
     """Whether a unit is missing, spelled as the expected one, or in another usual spelling of it.
 
     Units aren't converted: 5 g isn't 0.005 kg.
     """
-    spellings = next((known for known in _UNITS.values() if expected in known), {expected})
-    return not found or found in spellings
+    spellings = next((known for known in _UNITS.values() if expected.unit in known), ())
+    if found.unit in ("", expected.unit, *spellings):
+        return True
+    unit = units.parse(found.spaced_unit)
+    return unit is not None and unit == units.parse(expected.spaced_unit)
 
 
 def letter(answer: str) -> str | None:

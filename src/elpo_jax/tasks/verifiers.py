@@ -3,7 +3,7 @@
 import hashlib
 
 from elpo_jax.sandbox import Sandbox
-from elpo_jax.tasks import answers
+from elpo_jax.tasks import answers, units
 from elpo_jax.tasks.base import Verdict
 from elpo_jax.tasks.code_judge import judge
 from elpo_jax.tasks.code_tests import unpack
@@ -63,14 +63,22 @@ class Verifiers:
 
 
 def _number(question: Question, response: str) -> Verdict:
-    """A number in the unit of the right answer, or without one, within the tolerance."""
+    """A number in the unit of the right answer, or without one, within the tolerance.
+
+    Without one it may also be the share that a percentage says: 0.5 for 50%.
+    """
     inside = answers.boxed(response)
     if inside is None:
         return Verdict(False, None)
     found, gold = answers.quantity(inside), answers.quantity(question.answer)
     if found is None or gold is None:
         return Verdict(False, inside)
-    unit_fits = answers.is_same_unit(found.unit, gold.unit)
-    is_close = abs(found.value - gold.value) <= question.tolerance * abs(gold.value)
+    unit_fits = answers.has_unit_of(found, gold)
+    values = [found.value]
+    if not found.unit and units.parse(gold.spaced_unit) == units.PERCENT:
+        values.append(100 * found.value)
+    is_close = any(
+        abs(value - gold.value) <= question.tolerance * abs(gold.value) for value in values
+    )
     vote = format_number(found.value, _VOTE_DIGITS)
     return Verdict(unit_fits and is_close, vote if unit_fits else f"{vote} {found.unit}")
