@@ -177,10 +177,21 @@ def test_plain_keeps_the_answer_itself():
         "Answer: C) A proton",
         "Answer: C. A proton",
         "Answer: C, as D is wrong",
+        "\\boxed {C}",
+        "\\boxed{A} then \\boxed\n{C}",
+        "The answer is \\(C\\).",
+        "The answer is \\((C)\\)",
+        "The correct answer is option C.",
+        "Answer: **Option C**",
+        "The answer is option (C) 5 m",
     ],
 )
 def test_the_letter_at_the_end(response):
     assert final_letter(response) == "C"
+
+
+def test_a_named_option_is_no_word():
+    assert final_letter("The answer is option A because B is large") == "A"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +222,11 @@ def test_the_letter_at_the_end(response):
         r"Answer: C, \boxed{A or C}",  # a box is the answer, words beside it aren't
         r"\boxed{Carbon}",
         r"\boxed{C-14}",
+        r"Answer: C, \boxed {A or C}",
+        "The answer is option A or option B",
+        "The answer is A, option B",
+        "The answer is optionC",
+        r"The answer is \(A\) or \(B\)",
     ],
 )
 def test_no_letter_or_several(response):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from elpo_jax.tasks import units
 
 MAX_ANSWER = 200  # characters inside the box; a longer one is no answer
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\boxed\s{0,4}\{")
 
 _UNITS: Mapping[str, frozenset[str]] = {
     "": frozenset(),
@@ -41,9 +41,10 @@ _LETTER = re.compile(r"\(([A-Z])\)[.:]?|([A-Z])[).:]?")
 _ANSWER_IS = re.compile(r"\banswer[\s*]{0,4}(?::|is\b)[\s*:]{0,4}", re.IGNORECASE)
 _AFTER = 120  # characters of an answer outside a box that are looked at
 _OPTION = r"(?:\([A-Z]\)|[A-Z])(?![\w'\u2019-])"
-_FIRST_OPTION = re.compile(rf"[\s*]*(?P<option>{_OPTION})(?P<rest>.*)")
+_NAMED = r"[Oo]ption[\s*]{1,4}"
+_FIRST_OPTION = re.compile(rf"[\s*]*(?P<named>{_NAMED})?(?P<option>{_OPTION})(?P<rest>.*)")
 _FURTHER_OPTION = re.compile(
-    rf"[\s*).]*(?:[,;/&]|or\b|and\b)[\s*]*(?:or\b|and\b)?[\s*]*{_OPTION}|[\s*]*\([A-Z]\)"
+    rf"[\s*).]*(?:[,;/&]|or\b|and\b)[\s*]*(?:or\b|and\b)?[\s*]*(?:{_NAMED})?{_OPTION}|[\s*]*\([A-Z]\)"
 )
 _WORDS_TOO = "AI"  # letters that are words: 'the answer is A large one'
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+) *+([^\s`]*+)[^`]*+")
@@ -61,10 +62,9 @@ def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
 
     None if it is missing, unclosed or longer than `limit` characters.
     """
-    start = response.rfind(_BOX)
-    if start < 0:
+    start = _last_end(_BOX, response)
+    if start is None:
         return None
-    start += len(_BOX)
     depth = 1
     escaped = False  # \\{ and \\} are braces that are printed
     for offset, character in enumerate(response[start : start + limit + 1]):
@@ -74,6 +74,11 @@ def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
         if depth == 0:
             return response[start : start + offset].strip()
     return None
+
+
+def has_box(text: str) -> bool:
+    """Whether a box is begun."""
+    return _BOX.search(text) is not None
 
 
 def plain(answer: str) -> str:
@@ -156,27 +161,32 @@ def final_letter(response: str) -> str | None:
     """The option letter that a response ends with.
 
     In the last `\\boxed{}`, where there is one, as `letter` reads it. Else after the last 'answer
-    is' or 'Answer:', where exactly one letter stands: 'Answer: (C) 5 m' is C, 'A or B' is nothing.
+    is' or 'Answer:', where exactly one letter stands, perhaps after 'option': 'Answer: (C) 5 m' is
+    C, 'A or B' is nothing.
     """
-    if _BOX in response:
+    if has_box(response):
         inside = boxed(response)
         return letter(inside) if inside else None
-    ends = deque((found.end() for found in _ANSWER_IS.finditer(response)), maxlen=1)
-    if not ends:
+    end = _last_end(_ANSWER_IS, response)
+    if end is None:
         return None
-    lines = _plain_line(response[ends[0] : ends[0] + _AFTER])
-    match = _FIRST_OPTION.match(lines)
+    match = _FIRST_OPTION.match(_plain_line(response[end : end + _AFTER]))
     if match is None or _FURTHER_OPTION.match(match["rest"]):
         return None
     option = match["option"].strip("()")
-    is_word = option in _WORDS_TOO and match["option"] == option
+    is_word = option in _WORDS_TOO and match["option"] == option and not match["named"]
     return None if is_word and re.match(r" [a-z]", match["rest"]) else option
 
 
+def _last_end(pattern: re.Pattern[str], text: str) -> int | None:
+    ends = deque((found.end() for found in pattern.finditer(text)), maxlen=1)
+    return ends[0] if ends else None
+
+
 def _plain_line(text: str) -> str:
-    """The first line that isn't blank, without dollar signs and LaTeX's text commands."""
+    """The first line that isn't blank, without signs of mathematics and LaTeX's text commands."""
     first = next((line for line in text.split("\n") if line.strip()), "")
-    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\$", r"\1", first)
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\\[()]|\$", r"\1", first)
 
 
 def last_program(response: str) -> str | None:
