@@ -11,7 +11,7 @@ from worlds import PROPERTY
 from elpo_jax.tasks.answers import (
     boxed,
     final_letter,
-    is_same_unit,
+    has_unit_of,
     is_unit,
     last_program,
     letter,
@@ -19,6 +19,7 @@ from elpo_jax.tasks.answers import (
     plain,
     quantity,
 )
+from elpo_jax.tasks.units import parse
 
 
 @pytest.mark.parametrize(
@@ -176,10 +177,21 @@ def test_plain_keeps_the_answer_itself():
         "Answer: C) A proton",
         "Answer: C. A proton",
         "Answer: C, as D is wrong",
+        "\\boxed {C}",
+        "\\boxed{A} then \\boxed\n{C}",
+        "The answer is \\(C\\).",
+        "The answer is \\((C)\\)",
+        "The correct answer is option C.",
+        "Answer: **Option C**",
+        "The answer is option (C) 5 m",
     ],
 )
 def test_the_letter_at_the_end(response):
     assert final_letter(response) == "C"
+
+
+def test_a_named_option_is_no_word():
+    assert final_letter("The answer is option A because B is large") == "A"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +222,11 @@ def test_the_letter_at_the_end(response):
         r"Answer: C, \boxed{A or C}",  # a box is the answer, words beside it aren't
         r"\boxed{Carbon}",
         r"\boxed{C-14}",
+        r"Answer: C, \boxed {A or C}",
+        "The answer is option A or option B",
+        "The answer is A, option B",
+        "The answer is optionC",
+        r"The answer is \(A\) or \(B\)",
     ],
 )
 def test_no_letter_or_several(response):
@@ -242,18 +259,84 @@ def test_the_last_program(response, program):
     assert last_program(response) == program
 
 
-def test_units_of_files():
-    assert is_same_unit("", "m/s")
-    assert is_same_unit("m/s", "m/s")
-    assert is_same_unit("kelvin", "K")
-    assert not is_same_unit("km/s", "m/s")
-    assert not is_same_unit("m", "")
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        ("", "m/s", True),
+        ("m/s", "m/s", True),
+        ("m", "", False),
+        ("km/s", "m/s", False),
+        ("kelvin", "K", True),
+        ("k", "K", False),
+        (r"\,\mathrm{m\,s^{-1}}", "m/s", True),
+        (r"\ \text{m}\cdot\text{s}^{-1}", "m/s", True),
+        ("meters per second", "m/s", True),
+        ("m s\u207b\u00b9", "m/s", True),
+        ("ms", "m s", True),  # as written without blanks
+        (r"\mathrm{ms}^{-1}", "m/s", False),  # but not a millisecond for both
+        ("m/s/s", "m/s^2", True),
+        (r"s^{-2}\,m", "m/s\u00b2", True),
+        ("J/(mol K)", r"\mathrm{J\,mol^{-1}\,K^{-1}}", True),
+        ("J/mol K", "J/(mol K)", False),
+        ("joules", "J", True),
+        ("Joules", "J", True),
+        ("kJ", "J", False),
+        ("mj", "MJ", False),
+        (r"^\circ", "degrees", True),
+        (r"^{\circ}\mathrm{C}", "\u00b0C", True),
+        ("C", "\u00b0C", False),
+        (r"\,\mu\mathrm{m}", "\u03bcm", True),
+        (r"\,k\Omega", "k\u03a9", True),
+        (r"\%", "percent", True),
+        ("furlongs", "furlongs", True),
+        ("/4", "", False),
+        (r"\pi", "", False),
+    ],
+)
+def test_units_of_files(found, expected, same):
+    units = [quantity(f"5 {unit}") for unit in (found, expected)]
+    assert has_unit_of(*units) is same
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "m/s",
+        "kg",
+        "%",
+        r"\%",
+        r"^\circ",
+        "m^2",
+        "m2",
+        "/s",
+        "ft-lb",
+        "atoms",
+        r"\mathrm{N\,m}",
+        "m.",
+    ],
+)
+def test_what_is_a_unit(unit):
+    assert parse(quantity(f"3 {unit}").spaced_unit)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *("/4", "/2 mol", "^5", "^{10}", r"\pi", r"\sqrt{3}", " or 4", ":3", " to m", "!"),
+        *(" - 4", r"\pm 1", "+x", "(m)", "m^x", "/ 4 m", r"\frac{1}{2}", "m123", "=3", ";4"),
+        *("_3", "x", "i", "e", r"\cdot 4", "*m*4"),
+    ],
+)
+def test_what_is_no_unit(rest):
+    assert parse(quantity(f"3{rest}").spaced_unit) is None
 
 
 @PROPERTY
 @given(st.text(max_size=250))
 def test_any_inside_is_read_without_an_exception(inside):
-    quantity(inside)
+    if found := quantity(inside):
+        assert found.spaced_unit.replace(" ", "") == found.unit
+        parse(found.spaced_unit)
     letter(inside)
     plain(inside)
     boxed(inside)

@@ -1,5 +1,7 @@
 """Programs judged by tests: right ones, wrong ones, and those that want to pass all the same."""
 
+import time
+
 import pytest
 
 from elpo_jax.config import SandboxConfig
@@ -156,14 +158,15 @@ class Scripted:
     """A sandbox that answers from a list."""
 
     def __init__(self, *outcomes):
-        self.outcomes = list(outcomes)
+        self.outcomes, self.limits = list(outcomes), []
 
     def run(self, snippet, limits):
         outcome = self.outcomes.pop(0)
+        self.limits.append(limits)
         if isinstance(outcome, Exception):
             raise outcome
-        status, stdout, truncated = outcome
-        return Result(status, stdout, b"", 0.0, 0.0, truncated)
+        status, stdout, truncated, *seconds = outcome
+        return Result(status, stdout, b"", 0.0, *(seconds or [0.0]), truncated)
 
 
 THREE, TIMEOUT = (Status.OK, b"3", False), (Status.TIMEOUT, b"3", False)
@@ -196,6 +199,25 @@ def test_the_first_failure_may_end_it():
 def test_the_third_time_out_ends_it():
     script = [TIMEOUT, THREE, TIMEOUT, TIMEOUT, THREE]
     assert judged(*script) == (Judgement(1, 5), 1)
+
+
+def test_tests_that_do_not_fit_in_the_time_have_failed():
+    box = Scripted(*((Status.OK, b"[3]\n", False, 17.0) for _ in range(10)))
+    stdin = ProgramTests(stdin=(StdinTest("", "[3]"),) * 10)
+    assert judge(box, "", stdin, seconds=40.0) == Judgement(3, 10)
+    assert [limits.wall_seconds for limits in box.limits] == [12.0, 12.0, 6.0]
+    calls = ProgramTests(calls=(CallTest([], {}, [3]),) * 10, function="f")
+    assert judge(box, "", calls, seconds=40.0) == Judgement(3, 10)
+    assert len(box.outcomes) == 4
+
+
+def test_a_slow_program_gets_its_verdict_in_time(sandbox):
+    tests = ProgramTests(stdin=(StdinTest("3", "3"),) * 40)
+    program = "import time; time.sleep(0.3); print(input())"
+    start = time.monotonic()
+    judgement = judge(sandbox, program, tests, seconds=1.0)
+    assert time.monotonic() - start < 6  # of 12
+    assert 0 < judgement.passed <= 3
 
 
 def test_a_broken_sandbox_is_no_verdict():

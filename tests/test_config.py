@@ -198,6 +198,11 @@ def test_every_number_has_a_range_and_every_rule_a_key():
             "expected a last length of at least episode.max_length",
         ),
         ("episode.max_turn_tokens", 999, "expected at most episode.max_length=384, got 999"),
+        (
+            "sandbox.tests_seconds",
+            61.0,
+            "expected at most half of episode.verify_seconds=120.0, got",
+        ),
         ("episode.max_observation_chars", 1, "expected 2 or more, got 1"),
         ("sampler.fork_rows", 512, "sampler.fork_rows: expected at most sampler.rows="),
         ("credit.lambda_tree", 1.5, "credit.lambda_tree: expected a number from 0 to 1, got 1.5"),

@@ -160,6 +160,10 @@ def test_the_projects_own_format():
         ),
         ({"verifier": ["math"]}, "verifier: expected one of math, number, letter, code, got list"),
         ({"answer": "heavy"}, "answer: expected a number, perhaps with a unit, got 'heavy'"),
+        *(
+            ({"answer": gold}, "answer: expected a number, perhaps with a unit, got ")
+            for gold in ("3/4", "10^5", "2\\pi", "2\\sqrt{3}", "3 or 4", "1:3", "1/2 mol", "2x")
+        ),
         ({"answer": "1e999"}, "answer: expected a number, perhaps with a unit, got '1e999'"),
         ({"tolerance": 1}, "tolerance: expected a number from 0 and below 1, got '1'"),
         ({"tolerance": "x"}, "tolerance: expected a number from 0 and below 1, got 'x'"),

@@ -230,8 +230,8 @@ def test_many_threads_at_once(sandbox):
 
 
 class Scripted:
-    def __init__(self, status, stdout=b"", stderr=b""):
-        self.result = Result(status, stdout, stderr, 0.0, 0.0, False)
+    def __init__(self, status, stdout=b"", stderr=b"", cpu_seconds=2.0):
+        self.result = Result(status, stdout, stderr, cpu_seconds, 20.0, False)
 
     def run(self, snippet, limits):
         return self.result
@@ -247,6 +247,12 @@ def test_what_an_answer_cannot_cause_is_no_verdict(status, stdout):
     box = Scripted(status, stdout, b"ModuleNotFoundError: No module named 'math_verify'\n")
     with pytest.raises(ToolFailure, match=r"^math-verify: (error|ok): ModuleNotFoundError: No mod"):
         is_equivalent("\\pi", "x", box)
+
+
+def test_a_busy_machine_is_no_verdict():
+    assert not is_equivalent("\\pi", "x", Scripted(Status.TIMEOUT, cpu_seconds=1.9))
+    with pytest.raises(ToolFailure, match=r"busy: 0\.3 s of processor time in 20 s$"):
+        is_equivalent("\\pi", "x", Scripted(Status.TIMEOUT, cpu_seconds=0.3))
 
 
 class Never:

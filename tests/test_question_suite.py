@@ -6,7 +6,7 @@ import pytest
 
 from elpo_jax.config import SandboxConfig, SuiteConfig
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Sandboxes
+from elpo_jax.sandbox import Result, Sandboxes, Status
 from elpo_jax.tasks import make_suite
 from elpo_jax.tasks.base import HELD_OUT, TRAIN, Verdict
 from elpo_jax.tasks.code_tests import ProgramTests, StdinTest, from_asserts
@@ -120,6 +120,27 @@ def test_numbers_with_units(suite, response, success, vote):
     assert verdict(suite, 2, response) == Verdict(success, vote)
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "success"),
+    [
+        ("50%", "50\\%", True),
+        ("50%", "50", True),
+        ("50%", "0.5", True),
+        ("50%", "0.5%", False),
+        ("50%", "0.5 m", False),
+        ("0.5", "50%", False),
+        ("5 m/s", "5\\,\\mathrm{m\\,s^{-1}}", True),
+        ("5 m/s", "5\\,\\mathrm{m\\,s}", False),
+        ("5 km", "5000 m", False),
+        ("3", "3/4", False),
+    ],
+)
+def test_numbers_and_their_units(gold, answer, success):
+    question = Question("number", "?", gold, verifier=NUMBER, tolerance=0.01)
+    judged = Verifiers(None, None, False).verify(question, f"\\boxed{{{answer}}}")
+    assert judged.success is success
+
+
 SQUARE = "n = int(input())\nprint(n * n)"
 ONE_AND_TWO = "n = int(input())\nprint([0, 1, 4, 5][n])"
 
@@ -143,6 +164,21 @@ def test_the_score_of_a_program(sandboxes):
         )
         assert (found.success, found.score) == (False, score)
         assert found.extracted.endswith(": 2 of 3 tests")
+
+
+class Slow:
+    """A sandbox in which a run that comes to 4 takes 0.6 s."""
+
+    config = SandboxConfig(tests_seconds=1.0)
+
+    def run(self, snippet, limits):
+        return Result(Status.OK, b"4", b"", 0.0, 0.6, False)
+
+
+def test_all_tests_of_an_answer_share_their_time():
+    question = code_question("fours", "Print 4.", ProgramTests(stdin=(StdinTest("", "4"),) * 3))
+    found = Verifiers(Slow(), Slow(), False).verify(question, "```python\nprint(4)\n```")
+    assert (found.success, found.score) == (False, 2 / 3)
 
 
 def test_there_is_no_length(sandboxes):

@@ -203,7 +203,16 @@ def test_the_layers_name_only_what_there_is():
 def test_only_the_registry_knows_the_suites():
     """A further suite is its own file or folder, a line of the registry and an experiment."""
     shared = {"answers", "base", "benchmarks", "code_judge", "code_tests", "conversations", "files"}
-    shared |= {"formats", "math_judge", "problems", "question", "rewards", "rows", "verifiers"}
+    shared |= {
+        "formats",
+        "math_judge",
+        "problems",
+        "question",
+        "rewards",
+        "rows",
+        "units",
+        "verifiers",
+    }
     suites = {name.split(".")[1] for name in FILES if name.startswith("tasks.")} - shared
     assert {"math", "question_suite", "science"} <= suites
     for module in FILES:

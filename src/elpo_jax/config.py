@@ -122,11 +122,16 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class SandboxConfig:
-    """Where the policy's code runs, and what a snippet may use."""
+    """Where the policy's code runs, and what a snippet may use.
+
+    Tests have limits per test of their own (`tasks.code_judge`), whatever `cpu_seconds` and
+    `wall_seconds` say.
+    """
 
     workers: int = 0  # snippets at once; 0: as many as sampler.tool_workers
     cpu_seconds: float = 10.0
     wall_seconds: float = 20.0
+    tests_seconds: float = 60.0  # of an answer's tests together; those left then have failed
     memory_mb: int = 1024  # beyond what the loaded modules take
     output_kb: int = 1024  # of each of stdout and stderr
     disk_mb: int = 64
@@ -149,7 +154,7 @@ class EpisodeConfig:
     calls_in_turn: str = "first"  # of a turn with several: 'first' or 'all', which are run
     tool_retries: int = 2  # of a call whose tool broke, before the rollout is dropped
     tool_seconds: float = 30.0  # a call's time by the clock, its retries included
-    verify_seconds: float = 120.0  # the same for the verifier of an answer
+    verify_seconds: float = 120.0  # the same for the verifier, in case that it hangs
     max_drops: int = 3  # dropped rollouts after which a task leaves the batch
 
 

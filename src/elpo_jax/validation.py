@@ -98,6 +98,7 @@ RANGES = {
     "sandbox.workers": NOT_NEGATIVE,
     "sandbox.cpu_seconds": POSITIVE,
     "sandbox.wall_seconds": POSITIVE,
+    "sandbox.tests_seconds": POSITIVE,
     "sandbox.memory_mb": AT_LEAST_ONE,
     "sandbox.output_kb": AT_LEAST_ONE,
     "sandbox.disk_mb": AT_LEAST_ONE,
@@ -340,6 +341,8 @@ _RELATIONS: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
     ("policy.num_heads", "policy.num_kv_heads", lambda a, b: a % b == 0, "a multiple of"),
     ("sampler.fork_rows", "sampler.rows", lambda a, b: a <= b, "at most"),
     ("sandbox.wall_seconds", "episode.tool_seconds", lambda a, b: a < b, "less than"),
+    # Starting programs takes time too.
+    ("sandbox.tests_seconds", "episode.verify_seconds", lambda a, b: 2 * a <= b, "at most half of"),
     ("episode.max_turn_tokens", "episode.max_length", lambda a, b: a <= b, "at most"),
     ("rollout.min_suffixes", "rollout.max_suffixes", lambda a, b: a <= b, "at most"),
     ("loss.eps_elc", "loss.eps_low", lambda a, b: a + b <= 1, "at most 1 together with"),

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
+from elpo_jax.tasks import units
+
 MAX_ANSWER = 200  # characters inside the box; a longer one is no answer
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\boxed\s{0,4}\{")
 
 _UNITS: Mapping[str, frozenset[str]] = {
     "": frozenset(),
@@ -31,15 +33,18 @@ _QUANTITY = re.compile(
     rf"(?:[eE](?P<e>{_EXPONENT})|{_TIMES}10\^(?P<power>{_EXPONENT}))?"
     r"(?P<unit>(?![0-9.,]).*)"
 )
-_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\[,;:!$ ]|[\s$~{}]")
+_MACRO = re.compile(r"\\(?:cdot|circ|degree|mu|Omega|times)(?![a-zA-Z])")
+_SPACE = re.compile(r"\\[,;:! ]|[\s~]")
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce)(?![a-zA-Z])|\\\$|[$ {}]")
 _LETTER = re.compile(r"\(([A-Z])\)[.:]?|([A-Z])[).:]?")
 # Words before an answer outside a box: 'the answer is (C)', 'Final answer: C', '**Answer**: C'.
 _ANSWER_IS = re.compile(r"\banswer[\s*]{0,4}(?::|is\b)[\s*:]{0,4}", re.IGNORECASE)
 _AFTER = 120  # characters of an answer outside a box that are looked at
 _OPTION = r"(?:\([A-Z]\)|[A-Z])(?![\w'\u2019-])"
-_FIRST_OPTION = re.compile(rf"[\s*]*(?P<option>{_OPTION})(?P<rest>.*)")
+_NAMED = r"[Oo]ption[\s*]{1,4}"
+_FIRST_OPTION = re.compile(rf"[\s*]*(?P<named>{_NAMED})?(?P<option>{_OPTION})(?P<rest>.*)")
 _FURTHER_OPTION = re.compile(
-    rf"[\s*).]*(?:[,;/&]|or\b|and\b)[\s*]*(?:or\b|and\b)?[\s*]*{_OPTION}|[\s*]*\([A-Z]\)"
+    rf"[\s*).]*(?:[,;/&]|or\b|and\b)[\s*]*(?:or\b|and\b)?[\s*]*(?:{_NAMED})?{_OPTION}|[\s*]*\([A-Z]\)"
 )
 _WORDS_TOO = "AI"  # letters that are words: 'the answer is A large one'
 _FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+) *+([^\s`]*+)[^`]*+")
@@ -49,6 +54,7 @@ _PYTHON = ("python", "py", "python3")
 class Quantity(NamedTuple):
     value: float
     unit: str  # without spaces; '' if there is none
+    spaced_unit: str = ""  # with them
 
 
 def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
@@ -56,10 +62,9 @@ def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
 
     None if it is missing, unclosed or longer than `limit` characters.
     """
-    start = response.rfind(_BOX)
-    if start < 0:
+    start = _last_end(_BOX, response)
+    if start is None:
         return None
-    start += len(_BOX)
     depth = 1
     escaped = False  # \\{ and \\} are braces that are printed
     for offset, character in enumerate(response[start : start + limit + 1]):
@@ -71,9 +76,21 @@ def boxed(response: str, limit: int = MAX_ANSWER) -> str | None:
     return None
 
 
+def has_box(text: str) -> bool:
+    """Whether a box is begun."""
+    return _BOX.search(text) is not None
+
+
 def plain(answer: str) -> str:
     """An answer without LaTeX's text commands, braces, dollar signs and spacing."""
-    return _MARKUP.sub("", answer).replace("\u2212", "-")  # U+2212: the typographic minus
+    return _spaced(answer).replace(" ", "")
+
+
+def _spaced(answer: str) -> str:
+    """As `plain`, but with blanks for spacing of any kind, and after the macros of units."""
+    blanks = _SPACE.sub(" ", _MACRO.sub(lambda macro: f"{macro[0]} ", answer))
+    marked = _MARKUP.sub(lambda mark: " " if mark[0] == " " else "", blanks)
+    return marked.replace("\u2212", "-")  # U+2212: the typographic minus
 
 
 def quantity(answer: str) -> Quantity | None:
@@ -86,7 +103,18 @@ def quantity(answer: str) -> Quantity | None:
         return None
     mantissa = match["mantissa"].replace(",", "")
     value = float(f"{mantissa}e{match['e'] or match['power'] or '0'}")
-    return Quantity(value, match["unit"]) if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    return Quantity(value, match["unit"], _after(_spaced(answer), match.start("unit")))
+
+
+def _after(spaced: str, count: int) -> str:
+    """What comes after so many characters that aren't blank."""
+    for index, character in enumerate(spaced):
+        if count == 0:
+            return spaced[index:].strip()
+        count -= character != " "
+    return ""
 
 
 def number(answer: str) -> Decimal | None:
@@ -111,13 +139,16 @@ def is_unit(found: str, expected: str) -> bool:
     return not found or found in _UNITS[expected]
 
 
-def is_same_unit(found: str, expected: str) -> bool:
+def has_unit_of(found: Quantity, expected: Quantity) -> bool:
     """Whether a unit is missing, spelled as the expected one, or in another usual spelling of it.
 
     Units aren't converted: 5 g isn't 0.005 kg.
     """
-    spellings = next((known for known in _UNITS.values() if expected in known), {expected})
-    return not found or found in spellings
+    spellings = next((known for known in _UNITS.values() if expected.unit in known), ())
+    if found.unit in ("", expected.unit, *spellings):
+        return True
+    unit = units.parse(found.spaced_unit)
+    return unit is not None and unit == units.parse(expected.spaced_unit)
 
 
 def letter(answer: str) -> str | None:
@@ -130,27 +161,32 @@ def final_letter(response: str) -> str | None:
     """The option letter that a response ends with.
 
     In the last `\\boxed{}`, where there is one, as `letter` reads it. Else after the last 'answer
-    is' or 'Answer:', where exactly one letter stands: 'Answer: (C) 5 m' is C, 'A or B' is nothing.
+    is' or 'Answer:', where exactly one letter stands, perhaps after 'option': 'Answer: (C) 5 m' is
+    C, 'A or B' is nothing.
     """
-    if _BOX in response:
+    if has_box(response):
         inside = boxed(response)
         return letter(inside) if inside else None
-    ends = deque((found.end() for found in _ANSWER_IS.finditer(response)), maxlen=1)
-    if not ends:
+    end = _last_end(_ANSWER_IS, response)
+    if end is None:
         return None
-    lines = _plain_line(response[ends[0] : ends[0] + _AFTER])
-    match = _FIRST_OPTION.match(lines)
+    match = _FIRST_OPTION.match(_plain_line(response[end : end + _AFTER]))
     if match is None or _FURTHER_OPTION.match(match["rest"]):
         return None
     option = match["option"].strip("()")
-    is_word = option in _WORDS_TOO and match["option"] == option
+    is_word = option in _WORDS_TOO and match["option"] == option and not match["named"]
     return None if is_word and re.match(r" [a-z]", match["rest"]) else option
 
 
+def _last_end(pattern: re.Pattern[str], text: str) -> int | None:
+    ends = deque((found.end() for found in pattern.finditer(text)), maxlen=1)
+    return ends[0] if ends else None
+
+
 def _plain_line(text: str) -> str:
-    """The first line that isn't blank, without dollar signs and LaTeX's text commands."""
+    """The first line that isn't blank, without signs of mathematics and LaTeX's text commands."""
     first = next((line for line in text.split("\n") if line.strip()), "")
-    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\$", r"\1", first)
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\\[()]|\$", r"\1", first)
 
 
 def last_program(response: str) -> str | None:

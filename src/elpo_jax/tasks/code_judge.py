@@ -18,7 +18,7 @@ from elpo_jax.sandbox import Limits, Result, Sandbox, Snippet, Status
 from elpo_jax.tasks.code_tests import CallTest, ProgramTests, StdinTest
 
 SECONDS = 6.0  # a test's processor time, as LiveCodeBench allows
-_WALL = 3  # times as long by the clock: neighbours may have the processor
+_WALL = 2  # times as long by the clock: neighbours may have the processor
 _MAX_TIMEOUTS = 3  # the tests after so many that ran out of time count as failed
 _MAX_PROGRAM = 100_000  # characters
 _SLACK = 1 << 16  # bytes that a program may print beyond twice what is expected
@@ -82,7 +82,7 @@ def _main(prefix, program, name):
 
 @dataclass(frozen=True)
 class Judgement:
-    """How many tests passed, of how many. With `fail_fast` those not run count as failed."""
+    """How many tests passed, of how many. Those not run count as failed."""
 
     passed: int
     total: int
@@ -97,15 +97,24 @@ class Judgement:
 
 
 def judge(
-    sandbox: Sandbox, program: str, tests: ProgramTests, fail_fast: bool = False
+    sandbox: Sandbox,
+    program: str,
+    tests: ProgramTests,
+    fail_fast: bool = False,
+    seconds: float = math.inf,
 ) -> Judgement:
     """Runs a program on its tests, one after another.
+
+    A slow program is the policy's doing, so that it gets a verdict, and in time: tests that don't
+    fit in `seconds` count as failed. Only time in which the program ran counts, waits for a free
+    worker don't.
 
     Args:
       sandbox: where it runs.
       program: its source; nothing in it is trusted.
       tests: one or more.
       fail_fast: stop at the first failure, for where only a full pass counts.
+      seconds: by the clock, of all runs together.
 
     Raises:
       ToolFailure: the sandbox itself broke, which says nothing about the program.
@@ -113,7 +122,7 @@ def judge(
     if len(program) > _MAX_PROGRAM or not _is_unicode(program):
         return Judgement(0, len(tests))
     passed = timeouts = 0
-    for success, status in _outcomes(sandbox, program, tests):
+    for success, status in _outcomes(_Clock(sandbox, seconds), program, tests):
         passed += success
         timeouts += status is Status.TIMEOUT
         if timeouts >= _MAX_TIMEOUTS or (fail_fast and not success):
@@ -150,15 +159,45 @@ def same_value(got: Any, expected: Any) -> bool:
     return math.isclose(got, expected, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
 
-def _outcomes(sandbox: Sandbox, program: str, tests: ProgramTests) -> Iterator[tuple[bool, Status]]:
-    """Whether a test passed, and how the run ended; each is run when it is asked for."""
+class _Clock:
+    """A sandbox for so many seconds, as the runs take them."""
+
+    def __init__(self, sandbox: Sandbox, seconds: float):
+        self._sandbox = sandbox
+        self._left = seconds
+
+    @property
+    def is_up(self) -> bool:
+        return self._left <= 0
+
+    def run(self, snippet: Snippet, expected: int) -> Result:
+        """Runs a snippet that is to print so many bytes, in what is left of the time at most."""
+        result = self._sandbox.run(
+            snippet,
+            Limits(
+                cpu_seconds=SECONDS,
+                wall_seconds=min(_WALL * SECONDS, self._left),
+                output_bytes=2 * expected + _SLACK,
+            ),
+        )
+        self._left -= result.wall_seconds
+        return result
+
+
+def _outcomes(clock: _Clock, program: str, tests: ProgramTests) -> Iterator[tuple[bool, Status]]:
+    """Whether a test passed, and how the run ended; each is run when it is asked for, until the
+    time is up."""
     for test in tests.stdin:
-        result = _run_stdin(sandbox, program, test)
+        if clock.is_up:
+            return
+        result = _run_stdin(clock, program, test)
         yield _is_whole(result) and same_output(result.stdout, test.output), result.status
     size = len(tests.calls) if tests.together else 1
     for start in range(0, len(tests.calls), size):
+        if clock.is_up:
+            return
         calls = tests.calls[start : start + size]
-        result = _run_calls(sandbox, program, calls, tests)
+        result = _run_calls(clock, program, calls, tests)
         returned = (
             _returned(result.stdout, len(calls)) if _is_whole(result) else [None] * len(calls)
         )
@@ -166,27 +205,19 @@ def _outcomes(sandbox: Sandbox, program: str, tests: ProgramTests) -> Iterator[t
             yield _is_right(got, call.results), result.status
 
 
-def _run_stdin(sandbox: Sandbox, program: str, test: StdinTest) -> Result:
+def _run_stdin(clock: _Clock, program: str, test: StdinTest) -> Result:
     snippet = Snippet((program,), stdin=test.input.encode(), echo=False)
-    return sandbox.run(snippet, _limits(len(test.output.encode())))
+    return clock.run(snippet, len(test.output.encode()))
 
 
 def _run_calls(
-    sandbox: Sandbox, program: str, calls: Sequence[CallTest], tests: ProgramTests
+    clock: _Clock, program: str, calls: Sequence[CallTest], tests: ProgramTests
 ) -> Result:
     prefix = tests.prefix or _USUAL_IMPORTS
     call = f"_main({prefix!r}, {program!r}, {tests.function!r})"
     given = json.dumps([{"arguments": call.arguments, "named": call.named} for call in calls])
     snippet = Snippet((_HARNESS + call,), stdin=given.encode(), echo=False)
-    expected = sum(len(json.dumps(call.results)) for call in calls)
-    return sandbox.run(snippet, _limits(expected))
-
-
-def _limits(expected: int) -> Limits:
-    """For output of that many bytes."""
-    return Limits(
-        cpu_seconds=SECONDS, wall_seconds=_WALL * SECONDS, output_bytes=2 * expected + _SLACK
-    )
+    return clock.run(snippet, sum(len(json.dumps(call.results)) for call in calls))
 
 
 def _is_whole(result: Result) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from elpo_jax.tasks import answers, benchmarks, code_tests
+from elpo_jax.tasks import answers, benchmarks, code_tests, units
 from elpo_jax.tasks.question import (
     CODE,
     LETTER,
@@ -73,7 +73,8 @@ def _questions(row: Row) -> Question:
     check_unicode("answer", gold)
     if verifier != NUMBER:
         return Question(kind, text, gold)
-    if answers.quantity(gold) is None:
+    right = answers.quantity(gold)
+    if right is None or units.parse(right.spaced_unit) is None:
         raise ValueError(f"answer: expected a number, perhaps with a unit, got {shown(gold)}")
     return Question(kind, text, gold, verifier=NUMBER, tolerance=_checked_tolerance(tolerance))
 

@@ -16,6 +16,7 @@ from elpo_jax.tools.base import ToolFailure
 MAX_ANSWER = 1000  # characters of an answer
 SECONDS = 2.0  # of processor time; an answer that takes longer is wrong
 _WALL_SECONDS = 20.0  # by the clock: a busy machine isn't the answer's fault
+_STARVED = 0.8  # of `SECONDS`: a time-out with less use was the clock's
 _CLOSE = Decimal("1e-6")  # relative: decimal numbers
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _GROUPED = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\\[,!:; ]|\{,\}|~|\s)[0-9]{3})+(?![0-9])")
@@ -48,7 +49,8 @@ def is_equivalent(gold: str, answer: str, sandbox: Sandbox) -> bool:
     """Whether an answer is the right one in another notation.
 
     Equal texts are. Of two plain numbers whole ones must be equal and others agree to a millionth.
-    All else is math-verify's to say; what it can't do in `SECONDS` is wrong.
+    All else is math-verify's to say; what it can't do in `SECONDS` is wrong. Nothing that it does
+    waits, so that a run whose time by the clock is up before those are used is no verdict.
 
     Args:
       gold: the right answer, in LaTeX.
@@ -56,7 +58,7 @@ def is_equivalent(gold: str, answer: str, sandbox: Sandbox) -> bool:
       sandbox: with math_verify preloaded.
 
     Raises:
-      ToolFailure: the sandbox broke, or math-verify isn't there.
+      ToolFailure: the sandbox broke, or math-verify isn't there, or got no processor.
     """
     gold, answer = _tidy(gold), _tidy(answer)
     if not answer or len(answer) > MAX_ANSWER:
@@ -97,6 +99,9 @@ def _verify(gold: str, answer: str, sandbox: Sandbox) -> bool:
     result = sandbox.run(snippet, Limits(cpu_seconds=SECONDS, wall_seconds=_WALL_SECONDS))
     if result.status is Status.OK and result.stdout in (b"right\n", b"wrong\n"):
         return result.stdout == b"right\n"
+    if result.status is Status.TIMEOUT and result.cpu_seconds < _STARVED * SECONDS:
+        used = f"{result.cpu_seconds:.2g} s of processor time in {result.wall_seconds:.3g} s"
+        raise ToolFailure(f"math-verify: timeout: the machine is busy: {used}")
     if result.status in (Status.TIMEOUT, Status.MEMORY, Status.OUTPUT, Status.CRASHED):
         return False
     words = " ".join(result.stderr.decode(errors="replace").split())[-200:]

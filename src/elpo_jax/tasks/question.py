@@ -63,7 +63,7 @@ def gold_answer(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{where}: expected a number or a text, got {shown(value)}")
     text = str(value).strip()
-    if "\\boxed{" in text:
+    if answers.has_box(text):
         text = answers.boxed(text, MAX_GOLD) or ""
     number = answers.number(text)
     if isinstance(value, float) and number is None:

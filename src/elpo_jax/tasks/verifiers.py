@@ -3,7 +3,7 @@
 import hashlib
 
 from elpo_jax.sandbox import Sandbox
-from elpo_jax.tasks import answers
+from elpo_jax.tasks import answers, units
 from elpo_jax.tasks.base import Verdict
 from elpo_jax.tasks.code_judge import judge
 from elpo_jax.tasks.code_tests import unpack
@@ -53,7 +53,8 @@ class Verifiers:
         program = answers.last_program(response)
         if program is None:
             return Verdict(False, None)
-        judgement = judge(self._programs, program, unpack(question.tests), self._fail_fast)
+        tests, seconds = unpack(question.tests), self._programs.config.tests_seconds
+        judgement = judge(self._programs, program, tests, self._fail_fast, seconds)
         passed = None if self._fail_fast else judgement.score
         # Equal programs are one answer in a majority vote.
         name = hashlib.sha256(program.encode(errors="replace")).hexdigest()[:8]
@@ -62,14 +63,22 @@ class Verifiers:
 
 
 def _number(question: Question, response: str) -> Verdict:
-    """A number in the unit of the right answer, or without one, within the tolerance."""
+    """A number in the unit of the right answer, or without one, within the tolerance.
+
+    Without one it may also be the share that a percentage says: 0.5 for 50%.
+    """
     inside = answers.boxed(response)
     if inside is None:
         return Verdict(False, None)
     found, gold = answers.quantity(inside), answers.quantity(question.answer)
     if found is None or gold is None:
         return Verdict(False, inside)
-    unit_fits = answers.is_same_unit(found.unit, gold.unit)
-    is_close = abs(found.value - gold.value) <= question.tolerance * abs(gold.value)
+    unit_fits = answers.has_unit_of(found, gold)
+    values = [found.value]
+    if not found.unit and units.parse(gold.spaced_unit) == units.PERCENT:
+        values.append(100 * found.value)
+    is_close = any(
+        abs(value - gold.value) <= question.tolerance * abs(gold.value) for value in values
+    )
     vote = format_number(found.value, _VOTE_DIGITS)
     return Verdict(unit_fits and is_close, vote if unit_fits else f"{vote} {found.unit}")

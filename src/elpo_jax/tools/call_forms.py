@@ -21,7 +21,8 @@ Nothing is repaired: what is wrong with a call raises.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -109,7 +110,9 @@ def _decode(text: str) -> tuple[Any, str]:
     body = text.lstrip()
     # The decoder finds where the object ends, so a string in it may hold the closing tag.
     # strict=False: code in a string may hold raw newlines and tabs.
-    decoder = json.JSONDecoder(strict=False, parse_constant=_reject_constant)
+    decoder = json.JSONDecoder(
+        strict=False, parse_constant=_reject_constant, object_pairs_hook=_unambiguous
+    )
     value, end = decoder.raw_decode(body)
     return value, body[end:].lstrip()
 
@@ -121,6 +124,15 @@ def _call(value: Any, key: str) -> ToolCall:
         raise ValueError(f'expected "name" a string and "{key}" an object')
     check_text(value)
     return ToolCall(value["name"], value[key])
+
+
+def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which each key stands once."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"expected each key once, got duplicate key {key[:40]!r}")
+    return value
 
 
 def _reject_constant(constant: str) -> NoReturn:

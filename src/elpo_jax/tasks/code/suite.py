@@ -99,7 +99,8 @@ class CodeSuite(ProblemSuite):
         source = answers.last_program(response)
         if source is None:
             return Verdict(False, None)
-        result = judge(self._sandbox, source, from_dict(task.answer), self._fail_fast)
+        tests, seconds = from_dict(task.answer), self._sandbox.config.tests_seconds
+        result = judge(self._sandbox, source, tests, self._fail_fast, seconds)
         return Verdict(result.success, source, None if self._fail_fast else result.score)
 
 
