@@ -2,10 +2,10 @@
 
     python -m elpo_jax.train --config experiments/code.py --workdir runs/code
 
-A cold start on 24,000 demonstrations, two fifths of whose programs are first tried with a slip,
+A cold start on 16,000 demonstrations, two fifths of whose programs are first tried with a slip,
 then ELPO on 16 tasks a step with 16 rollouts each, where one try is all that an episode has.
-`--config.algorithm=grpo` is the baseline at the same budget. What a full run costs and comes to
-isn't measured yet; a third of the cold start is too short (`BUILD_NOTES.md`, Code suite).
+Held-out success goes from 35 % to 57 % with seed 0, in half an hour on 2 cores that other work
+shared (`BUILD_NOTES.md`, Code suite). `--config.algorithm=grpo` is the baseline at the same budget.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.suite.name = "code"
     config.policy.tokenizer = "embedded:code"
     config.policy.scan_unroll = config.policy.num_layers
-    config.sft.steps = 1500
+    config.sft.steps = 1000
     config.sft.detours = 0.4
     config.sft.batch = 16
     config.sft.optimizer.learning_rate = 3e-3
