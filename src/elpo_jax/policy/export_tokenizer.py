@@ -10,9 +10,21 @@ from elpo_jax.config import PolicyConfig
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.chat_layout import AS_SAMPLED
-from elpo_jax.policy.checkpoint_folder import GENERATION, MORE_TEMPLATES, SENTENCE_PIECE, TEMPLATE
+from elpo_jax.policy.checkpoint_folder import (
+    GENERATION,
+    MORE_TEMPLATES,
+    SENTENCE_PIECE,
+    TEMPLATE,
+    carry_over,
+)
+from elpo_jax.policy.families import read_config
 from elpo_jax.policy.tokenizer_json import NotTheSameError, same_tokenizer
-from elpo_jax.policy.tokenizer_settings import TokenizerSettings, piece_id, read_settings
+from elpo_jax.policy.tokenizer_settings import (
+    TokenizerSettings,
+    end_ids,
+    piece_id,
+    read_settings,
+)
 
 
 class Written(NamedTuple):
@@ -83,13 +95,51 @@ def write_generation(folder: Path, source: Path | None, end_of_turn: int) -> Non
     Raises:
       ValueError: the source's is no JSON object.
     """
-    path = source / GENERATION if source is not None else None
-    config = {}
-    if path is not None and path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"{path}: expected an object, got {type(config).__name__}")
-    write_json(folder / GENERATION, with_ids(config, end_of_turn))
+    config = _generation(source) if source is not None else None
+    write_json(folder / GENERATION, with_ids(config or {}, end_of_turn))
+
+
+def carry_generation(folder: Path, source: Path, end_of_turn: int) -> list[str]:
+    """Carries the source's `generation_config.json` over; an end of turn that it lacks is added.
+
+    Where there is none, transformers goes by the ids in `config.json`, and so does what is written.
+
+    Args:
+      folder: the export's.
+      source: the checkpoint.
+      end_of_turn: the id at which the policy's turns end.
+
+    Returns:
+      Lines for the user.
+
+    Raises:
+      ValueError: a file of the source is no JSON object, or its ends aren't ids.
+    """
+    ends = end_ids(str(source))
+    config = _generation(source)
+    if end_of_turn in ends and (config is None or config.get("eos_token_id") is not None):
+        carry_over(source, folder, (GENERATION,))
+        return []
+    if config is None:
+        ids = read_config(source).items()
+        config = {k: v for k, v in ids if k.endswith("_token_id") and v is not None}
+    all_ends = list(dict.fromkeys([end_of_turn, *ends]))
+    write_json(folder / GENERATION, config | {"eos_token_id": all_ends})
+    return [
+        f"{GENERATION}: eos_token_id is {all_ends}: the chat template's turns end at "
+        f"{end_of_turn}, where the checkpoint's generation settings don't stop"
+    ]
+
+
+def _generation(source: Path) -> dict[str, Any] | None:
+    """The source's `generation_config.json`; None: it has none."""
+    path = source / GENERATION
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an object, got {type(config).__name__}")
+    return config
 
 
 def with_ids(config: Mapping[str, Any], end_of_turn: int) -> dict[str, Any]:
