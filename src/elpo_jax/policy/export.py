@@ -19,9 +19,10 @@ from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.policy.architecture import Lora
 from elpo_jax.policy.chat_files import make_chat
-from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, TOKENIZER, carry_over
+from elpo_jax.policy.checkpoint_folder import CONFIG
 from elpo_jax.policy.export_tokenizer import (
     carry_generation,
+    carry_tokenizer,
     with_ids,
     write_generation,
     write_json,
@@ -89,7 +90,7 @@ def save_checkpoint(
       params: of `model`.
       model: whose parameters they are.
       source: the checkpoint that they come from, whose config.json, generation_config.json,
-        tokenizer and chat template are carried over.
+        tokenizer and chat template are carried over; see `carry_tokenizer`.
       tokenizer: a SentencePiece file instead of the source's tokenizer; the chat template is the
         source's then, or the embedded one where there is none.
       end_of_turn: the id at which the policy ends its turns with the source's tokenizer; it is
@@ -120,12 +121,9 @@ def save_checkpoint(
             notes += written.notes
             config = with_ids(config, written.end_of_turn)
         elif source is not None:
-            carry_over(source, temporary, TOKENIZER)
-            if end_of_turn is None:
-                carry_over(source, temporary, (GENERATION,))
-            else:
-                with _as_usage_errors():
-                    notes += carry_generation(temporary, source, end_of_turn)
+            with _as_usage_errors():
+                notes += carry_tokenizer(temporary, source)
+                notes += carry_generation(temporary, source, end_of_turn)
         write_json(temporary / CONFIG, config)
         _write_sharded(temporary, _merged(params, model.compute.lora), shard_bytes)
     return notes
