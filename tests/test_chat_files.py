@@ -11,8 +11,10 @@ from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import chat_files, make_chat
+from elpo_jax.policy.export_tokenizer import write_tokenizer
 from elpo_jax.policy.hf_tokenizer import HuggingFaceTokenizer
 from elpo_jax.policy.origin import digests_of
+from elpo_jax.policy.template import quiet_import
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 
 SCHEMA = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
@@ -112,6 +114,74 @@ def test_special_tokens_that_a_sentence_piece_model_does_not_have(tmp_path):
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "added_tokens.json").unlink()
     assert "chat_template: expected a text, or a list" in problem(checkpoint=path)
+
+
+def test_tokens_that_transformers_added_beside_a_sentence_piece_model(tmp_path):
+    """Its version 5 writes them to tokenizer.json alone."""
+    with quiet_import():
+        from transformers import AutoTokenizer
+    write_tokenizer(tmp_path, EMBEDDED_TOKENIZER, None)
+    policy = {"checkpoint": str(tmp_path)}
+    make_chat(PolicyConfig(**policy), [SCHEMA])
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    theirs.save_pretrained(str(tmp_path))
+    make_chat(PolicyConfig(**policy), [SCHEMA])
+    theirs.add_tokens(["<think>"])
+    theirs.save_pretrained(str(tmp_path))
+    model = tmp_path / "tokenizer.model"
+    assert problem(**policy) == (
+        f"policy.checkpoint: {tmp_path}/tokenizer.json: expected no tokens besides the pieces of "
+        f"the SentencePiece model beside it, got the added token '<think>' with id 512, which is "
+        f"no piece; policy.tokenizer={model} goes without added tokens"
+    )
+    assert make_chat(PolicyConfig(tokenizer=str(model), **policy), []).tokenizer.vocab_size == 512
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"2": {"content": "<|im_end|>"}}}, ""),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"512": {"content": "<x>"}}},
+            "added token '<x>' with id 512, which is no piece",
+        ),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": ["<|im_end|>", "<x>"]},
+            "added token '<x>', which is no piece",
+        ),
+        (
+            "special_tokens_map.json",
+            {"additional_special_tokens": [{"content": "<x>"}]},
+            "added token '<x>', which is no piece",
+        ),
+        (
+            "tokenizer_config.json",
+            {"extra_special_tokens": {"image_token": "<x>"}},
+            "added token '<x>', which is no piece",
+        ),
+        ("added_tokens.json", {"<|im_end|>": 3}, "'<|im_end|>' with id 3, which is piece 2"),
+        ("tokenizer.json", {"added_tokens": [{"id": 2, "content": "<|im_end|>"}]}, ""),
+        (
+            "tokenizer.json",
+            {"added_tokens": [{"id": 1, "content": "<|im_end|>"}]},
+            "'<|im_end|>' with id 1, which is piece 2",
+        ),
+        ("tokenizer.json", {"added_tokens": 3}, "added_tokens: expected a list or an object"),
+        ("tokenizer.json", {"added_tokens": [[]]}, "added_tokens: expected tokens, got []"),
+    ],
+)
+def test_added_tokens_wherever_they_are_written(tmp_path, file, content, words):
+    shutil.copy(EMBEDDED_TOKENIZER, tmp_path / "tokenizer.model")
+    shutil.copy(EMBEDDED_TEMPLATE, tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    if words:
+        line = problem(checkpoint=str(tmp_path))
+        assert words in line
+        assert str(tmp_path / file) in line
+    else:
+        make_chat(PolicyConfig(checkpoint=str(tmp_path)), [SCHEMA])
 
 
 def test_a_tokenizer_model_of_another_library_is_left_alone(tmp_path):

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_folders import qwen_folder
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from elpo_jax.config import MeshConfig
+from elpo_jax.config import MeshConfig, PolicyConfig
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.policy import export
 from elpo_jax.policy.architecture import Architecture, Compute, Lora
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
-from elpo_jax.policy.export import save_adapter, save_checkpoint
+from elpo_jax.policy.chat_files import make_chat
+from elpo_jax.policy.export import export_policy, save_adapter, save_checkpoint
 from elpo_jax.policy.families import architecture_of, read_config
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
@@ -149,6 +151,57 @@ def test_what_lies_beside_the_weights_is_carried_over(tmp_path):
     save_checkpoint(tmp_path / "without", params, model, source, EMBEDDED_TOKENIZER)
     template = tmp_path / "without/chat_template.jinja"
     assert template.read_bytes() == EMBEDDED_TEMPLATE.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("generation", "ids", "expected"),
+    [
+        ({"eos_token_id": "other", "top_p": 0.8}, {}, {"eos_token_id": ["end", "other"]}),
+        ({"top_p": 0.8}, {"eos_token_id": "end"}, {"eos_token_id": ["end"]}),
+        (
+            None,
+            {"eos_token_id": "other", "pad_token_id": "other"},
+            {"eos_token_id": ["end", "other"], "pad_token_id": "other"},
+        ),
+        (None, {}, {"eos_token_id": ["end"]}),
+        ({"eos_token_id": ["other", "end"]}, {}, None),
+        (None, {"eos_token_id": "end"}, None),
+    ],
+)
+def test_generation_ends_where_the_policys_turns_end(tmp_path, generation, ids, expected):
+    """Base checkpoints name the end of a text alone."""
+    source, target = qwen_folder(tmp_path / "source"), tmp_path / "target"
+    policy = PolicyConfig(checkpoint=str(source))
+    chat = make_chat(policy, ())
+    token = {"end": chat.end_of_turn, "other": chat.tokenizer.id_of("<|endoftext|>")}
+
+    def numbers(config):
+        def of(value):
+            return [token[each] for each in value] if isinstance(value, list) else token[value]
+
+        return {k: of(v) if k.endswith("_id") else v for k, v in config.items()}
+
+    checkpoints.make(source, vocab_size=chat.tokenizer.vocab_size, **numbers(ids))
+    file = source / "generation_config.json"
+    if generation is not None:
+        file.write_text(json.dumps(numbers(generation)))
+    model, params = loaded(source)
+    notes = export_policy(target, params, model, policy)
+    written = target / file.name
+    if expected is None:
+        assert notes == []
+        assert written.exists() == file.exists()
+        assert not file.exists() or written.read_bytes() == file.read_bytes()
+        return
+    expected = numbers((generation or {}) | expected)
+    assert json.loads(written.read_text()) == expected
+    assert notes == [
+        f"generation_config.json: eos_token_id is {expected['eos_token_id']}: the chat template's "
+        f"turns end at {token['end']}, where the checkpoint's generation settings don't stop"
+    ]
+    # This package's turns end where they did.
+    again = make_chat(PolicyConfig(checkpoint=str(target)), ())
+    assert again.stop_tokens == make_chat(policy, ()).stop_tokens
 
 
 def with_adapters(params, dtype=np.float32):

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 
+import checkpoints
 import jax
 import pytest
 import sentencepiece
@@ -14,14 +16,16 @@ from worlds import PROPERTY
 from elpo_jax.config import MeshConfig, PolicyConfig
 from elpo_jax.errors import UsageError
 from elpo_jax.policy.architecture import Architecture, Compute
+from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import make_chat
-from elpo_jax.policy.export import save_checkpoint
+from elpo_jax.policy.export import export_policy, save_checkpoint
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
 from elpo_jax.policy.template import quiet_import
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 from elpo_jax.policy.tokenizer_json import NotTheSameError, same_tokenizer
+from elpo_jax.policy.weights import load_params
 
 EMBEDDED = same_tokenizer(EMBEDDED_TOKENIZER)
 OURS = SentencePieceTokenizer()
@@ -149,3 +153,64 @@ def test_another_tokenizers_ids_do_not_go_along(tmp_path):
     with pytest.raises(UsageError, match=r"generation_config\.json: expected an object, got list"):
         exported(tmp_path / "other", source=source)
     assert not (tmp_path / "other").exists()
+
+
+def sentence_piece_checkpoint(folder, family, tokenizer=EMBEDDED_TOKENIZER):
+    """A checkpoint with a SentencePiece tokenizer of its own, as others publish it."""
+    checkpoints.make(folder, family, vocab_size=520, num_hidden_layers=1)
+    shutil.copy(tokenizer, folder / "tokenizer.model")
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "chat_template": EMBEDDED_TEMPLATE.read_text(encoding="utf-8"),
+        "added_tokens_decoder": {"2": {"content": "<|im_end|>", "rstrip": True}},
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    # transformers' own conversion, which has other ids.
+    (folder / "tokenizer.json").write_text('{"model": {}, "added_tokens": []}')
+    return folder
+
+
+def exported_again(folder, source):
+    """The export of a run from that checkpoint, and what was said but for its ends."""
+    mesh, policy = make_mesh(MeshConfig()), PolicyConfig(checkpoint=str(source))
+    model = make_decoder(policy, 520, mesh)
+    params = load_params(source, model, mesh, jax.random.key(0))
+    notes = export_policy(folder, params, model, policy)
+    return [note for note in notes if not note.startswith("generation_config.json")]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_auto_tokenizer_gives_the_ids_of_a_checkpoints_own_sentence_piece_model(tmp_path, family):
+    with quiet_import():
+        from transformers import AutoTokenizer
+    source, target = sentence_piece_checkpoint(tmp_path / "source", family), tmp_path / "target"
+    assert exported_again(target, source) == []
+    theirs = AutoTokenizer.from_pretrained(str(target))
+    messages = [{"role": "user", "content": "How many  atoms are in 2 mol of Fe2O3?"}]
+    chat = make_chat(PolicyConfig(checkpoint=str(source)), ())
+    ids = chat.prompt_ids(messages)
+    options = {"add_generation_prompt": True, "return_dict": False}
+    assert theirs.apply_chat_template(messages, **options) == ids
+    assert theirs("<|im_end|> a").input_ids == chat.tokenizer.encode(
+        "<|im_end|> a", allow_special=True
+    )
+    assert (theirs.eos_token_id, theirs.pad_token) == (chat.end_of_turn, None)
+    # And this package reads the folder as it read the source.
+    assert make_chat(PolicyConfig(checkpoint=str(target)), ()).prompt_ids(messages) == ids
+
+
+def test_a_sentence_piece_model_that_transformers_reads_otherwise_stays_as_it_was(tmp_path):
+    tokenizer = trained(tmp_path / "unigram.model", model_type="unigram")
+    source = sentence_piece_checkpoint(tmp_path / "source", "llama", tokenizer)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    del settings["added_tokens_decoder"]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (note,) = exported_again(tmp_path / "target", source)
+    model = source / "tokenizer.model"
+    assert note.startswith(f"warning: {model}: transformers can't be made to give the ids")
+    for file in source.glob("*token*"):
+        assert (tmp_path / "target" / file.name).read_bytes() == file.read_bytes()

@@ -60,29 +60,14 @@ def chat_files(policy: PolicyConfig) -> list[Path]:
     return files
 
 
-def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapping[str, str]]:
-    """Tokenizer, template and the template's variables."""
-    folder = Path(policy.checkpoint) if policy.checkpoint else None
-    if policy.tokenizer:
-        tokenizer = SentencePieceTokenizer(tokenizer_file(policy.tokenizer))
-        if folder is None or not read_settings(folder).templates:
-            return tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
-        return tokenizer, *_template_beside(tokenizer, folder, with_tools)
-    if folder is None:
-        return SentencePieceTokenizer(), EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
-    own = _sentence_piece(folder)
-    if own is not None:
-        check_added_tokens(folder, own)
-        return own, *_template_beside(own, folder, with_tools)
-    loaded = HuggingFaceTokenizer(folder)
-    return loaded, loaded.template(with_tools), loaded.special_tokens
-
-
-def _sentence_piece(folder: Path) -> SentencePieceTokenizer | None:
+def own_sentence_piece(folder: Path) -> SentencePieceTokenizer | None:
     """The folder's SentencePiece model, unless transformers' tokenizer.json is the one to read.
 
     Policies that started from scratch are exported with both, and give the same ids with both.
     Beside a byte-level `tokenizer.json` a `tokenizer.model` is another library's, or changes text.
+
+    Raises:
+      ValueError: the model can't be used, and there is nothing else.
     """
     model = folder / SENTENCE_PIECE
     if not model.exists():
@@ -93,6 +78,24 @@ def _sentence_piece(folder: Path) -> SentencePieceTokenizer | None:
         if (folder / "tokenizer.json").exists():
             return None
         raise
+
+
+def _parts(policy: PolicyConfig, with_tools: bool) -> tuple[Tokenizer, str, Mapping[str, str]]:
+    """Tokenizer, template and the template's variables."""
+    folder = Path(policy.checkpoint) if policy.checkpoint else None
+    if policy.tokenizer:
+        tokenizer = SentencePieceTokenizer(tokenizer_file(policy.tokenizer))
+        if folder is None or not read_settings(folder).templates:
+            return tokenizer, EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
+        return tokenizer, *_template_beside(tokenizer, folder, with_tools)
+    if folder is None:
+        return SentencePieceTokenizer(), EMBEDDED_TEMPLATE.read_text(encoding="utf-8"), {}
+    own = own_sentence_piece(folder)
+    if own is not None:
+        check_added_tokens(folder, own)
+        return own, *_template_beside(own, folder, with_tools)
+    loaded = HuggingFaceTokenizer(folder)
+    return loaded, loaded.template(with_tools), loaded.special_tokens
 
 
 def _template_beside(

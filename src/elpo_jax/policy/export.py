@@ -18,8 +18,11 @@ from safetensors.numpy import save_file
 from elpo_jax.config import PolicyConfig
 from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.policy.architecture import Lora
-from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, TOKENIZER, carry_over
+from elpo_jax.policy.chat_files import make_chat
+from elpo_jax.policy.checkpoint_folder import CONFIG
 from elpo_jax.policy.export_tokenizer import (
+    carry_generation,
+    carry_tokenizer,
     with_ids,
     write_generation,
     write_json,
@@ -34,6 +37,9 @@ from elpo_jax.policy.weight_names import ADAPTERS, WEIGHTS, Layout, Weight
 Params = Any
 
 SHARD_BYTES = 4 << 30
+
+# Any: with tools a checkpoint may have another template.
+_TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
 
 # The reader's hint that transformers looks for.
 _METADATA = {"format": "pt"}
@@ -60,9 +66,9 @@ def export_policy(folder: Path, params: Params, model: Decoder, policy: PolicyCo
       Lines for the user.
     """
     source = Path(policy.checkpoint) if policy.checkpoint else None
-    is_own = policy.tokenizer or source is None
-    tokenizer = tokenizer_file(policy.tokenizer) if is_own else None
-    return save_checkpoint(folder, params, model, source, tokenizer)
+    if policy.tokenizer or source is None:
+        return save_checkpoint(folder, params, model, source, tokenizer_file(policy.tokenizer))
+    return save_checkpoint(folder, params, model, source, end_of_turn=_end_of_turn(policy))
 
 
 def save_checkpoint(
@@ -71,6 +77,7 @@ def save_checkpoint(
     model: Decoder,
     source: Path | None = None,
     tokenizer: Path | None = None,
+    end_of_turn: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
     """Writes a folder that `transformers.AutoModelForCausalLM` and `weights.load_params` load.
@@ -83,9 +90,11 @@ def save_checkpoint(
       params: of `model`.
       model: whose parameters they are.
       source: the checkpoint that they come from, whose config.json, generation_config.json,
-        tokenizer and chat template are carried over.
+        tokenizer and chat template are carried over; see `carry_tokenizer`.
       tokenizer: a SentencePiece file instead of the source's tokenizer; the chat template is the
         source's then, or the embedded one where there is none.
+      end_of_turn: the id at which the policy ends its turns with the source's tokenizer; it is
+        added to those at which `generate` stops.
       shard_bytes: where the tensors have more, they are written to several files of at most this.
 
     Returns:
@@ -99,25 +108,22 @@ def save_checkpoint(
     if source is None:
         config = describe(model.architecture, dtype)
     else:
-        try:
+        with _as_usage_errors():
             config = dict(read_config(source))
-        except ValueError as error:
-            raise UsageError([str(error)]) from None
         config.pop("torch_dtype", None)  # the name that 'dtype' had
         config |= {"dtype": dtype, "vocab_size": model.architecture.vocab_size}
     notes: list[str] = []
     with _new_folder(folder) as temporary:
         if tokenizer is not None:
-            try:
-                end_of_turn, notes = write_tokenizer(temporary, tokenizer, source)
-                write_generation(temporary, source, end_of_turn)
-            except UsageError:
-                raise
-            except ValueError as error:
-                raise UsageError([str(error)]) from None
-            config = with_ids(config, end_of_turn)
+            with _as_usage_errors():
+                written = write_tokenizer(temporary, tokenizer, source)
+                write_generation(temporary, source, written.end_of_turn)
+            notes += written.notes
+            config = with_ids(config, written.end_of_turn)
         elif source is not None:
-            carry_over(source, temporary, (*TOKENIZER, GENERATION))
+            with _as_usage_errors():
+                notes += carry_tokenizer(temporary, source)
+                notes += carry_generation(temporary, source, end_of_turn)
         write_json(temporary / CONFIG, config)
         _write_sharded(temporary, _merged(params, model.compute.lora), shard_bytes)
     return notes
@@ -171,6 +177,25 @@ def check_target(folder: Path) -> None:
             raise UsageError([f"{folder}: expected a new or empty folder, found {found[0]!r}"])
     elif folder.exists():
         raise UsageError([f"{folder}: expected a new or empty folder, found a file"])
+
+
+def _end_of_turn(policy: PolicyConfig) -> int:
+    """The template's, as with tools; a template that there is for none only has its own."""
+    try:
+        return make_chat(policy, (_TOOL,)).end_of_turn
+    except UsageError:
+        return make_chat(policy, ()).end_of_turn
+
+
+@contextmanager
+def _as_usage_errors() -> Iterator[None]:
+    """What a file of the user's holds is the user's to mend."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError([str(error)]) from None
 
 
 def _merged(params: Params, lora: Lora | None) -> list[_Tensor]:

@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elpo_jax.policy.checkpoint_folder import CONFIG, GENERATION, MORE_TEMPLATES, TEMPLATE
+from elpo_jax.policy.checkpoint_folder import (
+    CONFIG,
+    GENERATION,
+    MORE_TEMPLATES,
+    SENTENCE_PIECE,
+    TEMPLATE,
+)
 from elpo_jax.policy.tokenizer import Tokenizer
 
 
@@ -98,14 +104,16 @@ def check_special_tokens(
 
 
 def check_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises ValueError unless the tokens that the folder adds are pieces of its model."""
-    for text, token in _added(folder):
+    """Raises ValueError unless the tokens that the folder's files add are pieces of its model."""
+    for file, text, token in _added(folder):
         found = piece_id(tokenizer, text)
-        if found != token:
+        if found is None or token not in (None, found):
+            with_id = "" if token is None else f" with id {token!r}"
             raise ValueError(
-                f"{folder}: expected no tokens besides the pieces of its SentencePiece model, got "
-                f"the added token {text!r} with id {token}, which is "
-                f"{'no piece' if found is None else f'piece {found}'}"
+                f"{folder / file}: expected no tokens besides the pieces of the SentencePiece "
+                f"model beside it, got the added token {text!r}{with_id}, which is "
+                f"{'no piece' if found is None else f'piece {found}'}; "
+                f"policy.tokenizer={folder / SENTENCE_PIECE} goes without added tokens"
             )
 
 
@@ -117,14 +125,37 @@ def piece_id(tokenizer: Tokenizer, text: str) -> int | None:
         return None
 
 
-def _added(folder: Path) -> Iterator[tuple[str, int]]:
-    """(text, id) of the tokens that the folder adds."""
-    decoder = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    for token, value in decoder.items():
-        text = _text(value)
-        if text is not None:
-            yield text, int(token)
-    yield from _json(folder / "added_tokens.json").items()
+def _added(folder: Path) -> Iterator[tuple[str, str, Any]]:
+    """(file, text, id) of the tokens that the folder adds; id None: transformers takes a free one.
+
+    transformers 5 writes them to `tokenizer.json` alone, and leaves a `tokenizer.model` that lies
+    beside it as it was.
+    """
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        config = _json(folder / file)
+        for key, token in _items(config, "added_tokens_decoder", folder / file):
+            yield file, token, int(key) if str(key).isdecimal() else key
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            for _, token in _items(config, name, folder / file):
+                yield file, token, None
+    for text, number in _json(folder / "added_tokens.json").items():
+        yield "added_tokens.json", text, number
+    whole = _json(folder / "tokenizer.json")
+    for number, token in _items(whole, "added_tokens", folder / "tokenizer.json"):
+        yield "tokenizer.json", token, number
+
+
+def _items(config: Mapping[str, Any], name: str, path: Path) -> Iterator[tuple[Any, str]]:
+    """(key or id, text) of tokens in an object or a list."""
+    found = config.get(name) or []
+    if not isinstance(found, Mapping | list):
+        raise ValueError(f"{path}: {name}: expected a list or an object, got {found!r:.80}")
+    pairs = found.items() if isinstance(found, Mapping) else ((None, token) for token in found)
+    for key, token in pairs:
+        text = _text(token)
+        if text is None:
+            raise ValueError(f"{path}: {name}: expected tokens, got {token!r:.80}")
+        yield (token.get("id") if key is None and isinstance(token, Mapping) else key), text
 
 
 def _text(token: Any) -> str | None:
