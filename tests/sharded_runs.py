@@ -30,6 +30,7 @@ from elpo_jax.progress import Display
 from elpo_jax.rollout.nodes import elc_nodes
 from elpo_jax.sampler.device import Lanes
 from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
+from elpo_jax.sandbox import Sandboxes
 from elpo_jax.tasks.base import HELD_OUT, TRAIN
 from elpo_jax.tasks.files import Files
 from elpo_jax.trainer import Trainer
@@ -87,6 +88,8 @@ def make_components(mesh, **changes):
         chat=SimpleNamespace(stop_tokens=(END_OF_TURN,), tokenizer=tokenizer),
         environment=ScriptedEnvironment(),
         files=Files({}, {}, ()),
+        corpus=None,
+        sandboxes=Sandboxes(config.sandbox),
         indices={TRAIN: None, HELD_OUT: None},
     )
 
