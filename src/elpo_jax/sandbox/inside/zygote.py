@@ -24,7 +24,7 @@ from typing import Any
 from elpo_jax.sandbox.inside import runner
 from elpo_jax.sandbox.inside import system as sys_
 from elpo_jax.sandbox.inside.frames import RUN, receive, send
-from elpo_jax.sandbox.inside.isolation import Jail, Visible, used
+from elpo_jax.sandbox.inside.isolation import Jail, Visible, is_over
 
 # What snippets use without being slow at the first time.
 _LIBRARY = """
@@ -265,7 +265,7 @@ def _watch(
                 reason = "gone"
             elif control.fileno() in events:
                 reason = "output" if control.recv(1) else "gone"
-            elif folder is not None and _is_over(folder, limits):
+            elif folder is not None and is_over(folder, child, limits):
                 reason = "disk"
             elif ended in events:
                 break
@@ -293,11 +293,6 @@ def _cpu_seconds(child: int) -> float:
     with contextlib.suppress(OSError):
         return time.clock_gettime((~child << 3) | 2)  # its CPUCLOCK_SCHED, as glibc makes it
     return 0.0
-
-
-def _is_over(folder: str, limits: Mapping[str, Any]) -> bool:
-    size, count = used(folder)
-    return size > limits["disk_mb"] << 20 or count > limits["files"]
 
 
 if __name__ == "__main__":
