@@ -117,6 +117,14 @@ def test_equal_seeds_give_equal_draws(sandbox):
     assert output(sandbox, draw, "x", seed=5) == output(sandbox, draw, "1", "x", seed=5)
 
 
+def test_equal_seeds_give_equal_draws_in_every_zygote(sandbox):
+    code = "import random, numpy, sympy\n(random.random(), numpy.random.rand(), "
+    code += "sympy.randprime(10**8, 10**9), [sympy.core.random.random() for i in range(3)])"
+    with opened(BEST, preload=("numpy", "sympy")) as other:
+        assert output(other, code, seed=7) == output(sandbox, code, seed=7)
+    assert output(sandbox, code, seed=7) != output(sandbox, code, seed=8)
+
+
 def test_stdin_is_bytes_of_any_length(sandbox):
     stdin = os.urandom(3 << 20)
     code = "import sys, hashlib; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"

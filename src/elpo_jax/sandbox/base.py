@@ -84,7 +84,7 @@ class Snippet:
         is dropped and their exceptions pass, as when they were run before.
       stdin: of all cells together.
       echo: print the value of the last cell's last expression, as notebooks do.
-      seed: of `random` and `numpy.random`.
+      seed: of `random`, `numpy.random` and sympy's own generator.
     """
 
     cells: tuple[str, ...]

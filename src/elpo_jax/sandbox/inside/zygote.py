@@ -216,15 +216,21 @@ def _be_child(
         jail.lock(limits, address_space)
         os.write(ready, b"1")
         os.closerange(3, 4096)
-        random.seed(request["seed"])
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(request["seed"] % 2**32)
+        _seed(request["seed"])
         status = runner.run(request["cells"], request["echo"])
     except OSError as error:
         os.write(2, f"{error}".encode())
     finally:
         os._exit(status)
+
+
+def _seed(seed: int) -> None:
+    """Seeds all generators that a zygote has: what they drew at its start isn't the same in each."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(seed)
 
 
 def _watch(
