@@ -92,6 +92,50 @@ def test_errors(sandbox, code, error):
     assert "elpo_jax" not in text
 
 
+def test_a_syntax_error_shows_the_snippet_alone(sandbox):
+    result = sandbox.run(Snippet(("x = 1\nx = (",)))
+    assert result.stderr.decode().splitlines()[:2] == ['  File "<cell 1>", line 2', "    x = ("]
+    assert b"ast.py" not in result.stderr
+
+
+ENDS = {
+    "thread": "threading.Thread(target=lambda: (time.sleep(0.1), print(1))).start()",
+    "deep thread": (
+        "sys.setrecursionlimit(10**6); threading.stack_size(1 << 27)\n"
+        "def f(n): return n and f(n - 1)\n"
+        "threading.Thread(target=lambda: print(1 + f(20000))).start()"
+    ),
+    "pool": "concurrent.futures.ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.1), print(1)))",
+    "exit handler": "atexit.register(print, 1)",
+    "after leaving": "atexit.register(print, 1); sys.exit()",
+    "buffer": (
+        "real, sys.stdout = sys.stdout, io.StringIO()\n"
+        "atexit.register(lambda: real.write(sys.stdout.getvalue()))\nprint(1)"
+    ),
+    "file": "file = open(1, 'w'); file.write('1\\n')",
+    "bytes": "files = [os.fdopen(1, 'wb')]; files[0].write(b'1\\n')",
+    "own class": "class F(io.FileIO): pass\nio.TextIOWrapper(io.BufferedWriter(F(1, 'w')))"
+    ".write('1\\n')",
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_a_program_ends_as_under_the_interpreter(sandbox, way):
+    code = f"import atexit, concurrent.futures, io, os, sys, threading, time\n{ENDS[way]}"
+    assert output(sandbox, code, echo=False) == "1\n"
+    program = [sys.executable, "-c", code]
+    assert subprocess.run(program, capture_output=True, check=True).stdout == b"1\n"
+
+
+def test_what_follows_the_end_of_a_program_is_limited_too(sandbox):
+    endless = "import threading\ndef f():\n    while True: pass\n"
+    for start in ("threading.Thread(target=f).start()", "import atexit; atexit.register(f)"):
+        result = sandbox.run(Snippet((f"{endless}print(1)\n{start}",), echo=False))
+        assert (result.status, result.stdout) == (Status.TIMEOUT, b"1\n")
+    daemon = f"{endless}threading.Thread(target=f, daemon=True).start()\nprint(2)"
+    assert output(sandbox, daemon) == "2\n"
+
+
 def test_a_traceback_shows_the_snippets_lines_alone(sandbox):
     result = sandbox.run(Snippet(("def f(x):\n    return 1 / x\n\nf(0)",)))
     lines = result.stderr.decode().splitlines()

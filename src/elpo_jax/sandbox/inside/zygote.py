@@ -225,7 +225,7 @@ def _be_child(
 
 
 def _seed(seed: int) -> None:
-    """Seeds all generators that a zygote has: what they drew at its start isn't the same in each."""
+    """Seeds all generators that a zygote has, whose states differ from zygote to zygote."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
