@@ -12,7 +12,7 @@ import pytest
 from sandboxes import LIMITS, TIERS, opened, why_not
 
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Limits, Sandbox, Snippet, Status, Tier, probe
+from elpo_jax.sandbox import Limits, Sandbox, Sandboxes, Snippet, Status, Tier, described, probe
 from elpo_jax.sandbox.zygotes import Zygote, ZygoteFailure
 from elpo_jax.tools.base import ToolFailure
 
@@ -305,9 +305,13 @@ def test_the_strongest_tier_is_taken(monkeypatch):
     monkeypatch.setattr(probe, "Zygote", zygote)
     allowed = [tier for tier in TIERS if not why_not(tier)]
     for expected in allowed:
-        chosen, tier = probe.choose(None, False, ())
+        chosen, tier, failures = probe.choose(None, False, ())
         chosen.close()
         assert tier == expected
+        assert failures[: len(broken)] == [f"{one}: not allowed" for one in TIERS if one in broken]
+        line = described(tier, failures)
+        assert line.startswith("WARNING" if failures else "the policy's code runs in")
+        assert all(failure in line for failure in failures)
         broken.add(expected)
     broken.update(TIERS)
     with pytest.raises(UsageError) as caught:
@@ -319,13 +323,39 @@ def test_the_strongest_tier_is_taken(monkeypatch):
     )
     with pytest.raises(UsageError, match=r"^sandbox.tier: expected one that holds on this machine"):
         probe.choose(Tier.T2, True, ())
-    unsafe, tier = probe.choose(None, True, ())
+    unsafe, tier, failures = probe.choose(None, True, ())
+    assert failures == ["T1: not allowed", "T2: not allowed", "T3: not allowed"]
     try:
         assert tier is Tier.UNSAFE
         result, _ = unsafe.run(Snippet(("1 + 1",)), Limits())
         assert result.stdout == b"2\n"
     finally:
         unsafe.close()
+
+
+def test_a_run_says_why_a_stronger_tier_wasnt_taken(monkeypatch):
+    if why_not(Tier.T2):
+        pytest.skip("T2 doesn't hold here")
+    real = probe.Zygote
+
+    def zygote(tier, preload):
+        if tier is Tier.T1:
+            raise ZygoteFailure("ended, or hung, while it was starting")
+        return real(tier, preload)
+
+    monkeypatch.setattr(probe, "Zygote", zygote)
+    sandboxes = Sandboxes(replace(LIMITS, tier="auto"))
+    try:
+        sandboxes.get(())
+        sandboxes.get(("json",))
+        tier = sandboxes.start()
+        assert described(tier, sandboxes.failures) == (
+            "WARNING: the policy's code runs in sandbox tier T2: Landlock and seccomp, without "
+            "namespaces; names and sizes of this machine's files can be seen (what is stronger "
+            "doesn't hold here: T1: ended, or hung, while it was starting)"
+        )
+    finally:
+        sandboxes.close()
 
 
 def test_a_tier_that_doesnt_hold_is_found_out(monkeypatch):

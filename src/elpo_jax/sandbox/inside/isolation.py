@@ -310,7 +310,7 @@ def _device_rules() -> list[tuple[str, int]]:
 
 
 def _enter_namespaces(visible: Visible, proc: int) -> None:
-    """A root with nothing but what is visible, no network, a user who is nobody outside.
+    """A root with what is visible and `_LIBRARIES`, no network, a user who is nobody outside.
 
     Args:
       visible: what a snippet may read.

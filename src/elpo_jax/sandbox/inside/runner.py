@@ -90,9 +90,8 @@ def _run_cell(source: str, name: str, namespace: dict[str, Any], echo: bool) -> 
 
 def _compile(source: str, name: str, echo: bool) -> tuple[CodeType, CodeType | None]:
     """The code of a cell, and of its last expression if that is to be shown."""
-    tree: ast.Module = compile(
-        source, name, "exec", flags=ast.PyCF_ONLY_AST
-    )  # as ast.parse, without its frame
+    # As `ast.parse` does it, whose frame would be in the traceback.
+    tree: Any = compile(source, name, "exec", flags=ast.PyCF_ONLY_AST)
     # For tracebacks that show the lines.
     lines = source.splitlines(keepends=True)
     linecache.cache[name] = (len(source), None, lines, name)
