@@ -18,7 +18,8 @@ _ROOT = "/sys"  # where that root is put together: a folder that everyone has an
 _OUTSIDE = 65534  # the user outside (nobody) who a snippet of root's is
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_MAX_THREADS = 16  # of the zygote and its child together; not enforced on root without namespaces
+_MAX_THREADS = 16  # of the zygote and its child together, which are a user of their own
+_WATCHED_THREADS = 64  # of a child, where the kernel would count its user's or, for root, none
 _NICE = 5  # a step behind the trainer
 _DEPTH = 32  # of a work folder that has to be watched
 _NO_END = 1 << 62
@@ -56,6 +57,7 @@ class Jail:
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         self._pid_namespace = -1
         self._rules = -1
+        _offer_to_killer()
         if "namespaces" in self._mechanisms:
             _enter_namespaces(visible, self._proc)
         elif "landlock" in self._mechanisms:
@@ -91,7 +93,7 @@ class Jail:
             size = f"size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1},mode=700"
             sys_.mount("work", WORK, "tmpfs", sys_.MS_NOSUID | sys_.MS_NODEV, size)
         os.chdir(self.work)
-        _set_limits(limits, address_space, self.watched is None)
+        _set_limits(limits, address_space, self.watched is not None)
         if self._mechanisms:
             sys_.prctl("no_new_privs", sys_.PR_SET_NO_NEW_PRIVS, 1)
             with contextlib.suppress(OSError):  # an unprivileged process has nothing to drop
@@ -123,6 +125,14 @@ class Jail:
             self.clean()
             os.chdir("/")
             os.rmdir(self.work)
+
+
+def has_too_many_threads(child: int) -> bool:
+    """Whether a process has more threads than it may."""
+    try:
+        return os.stat(f"/proc/{child}/task").st_nlink - 2 > _WATCHED_THREADS
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
 
 
 def is_over(folder: str, child: int, limits: Mapping[str, Any]) -> bool:
@@ -275,14 +285,14 @@ def _unlink_files(folder: int) -> list[str]:
     return [name for name, is_folder in found if is_folder]
 
 
-def _set_limits(limits: Mapping[str, Any], address_space: int, has_own_disk: bool) -> None:
+def _set_limits(limits: Mapping[str, Any], address_space: int, is_watched: bool) -> None:
     cpu = 1 + 2 * math.ceil(limits["cpu_seconds"])  # in case the watcher fails
     for kind, value in (
         (resource.RLIMIT_AS, address_space + (limits["memory_mb"] << 20)),
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
-        (resource.RLIMIT_NOFILE, 256 if has_own_disk else 64),  # unlinked files are on the host's
-        (resource.RLIMIT_NPROC, _MAX_THREADS),
+        (resource.RLIMIT_NOFILE, 64 if is_watched else 256),  # unlinked files are on the host's
+        *([] if is_watched else [(resource.RLIMIT_NPROC, _MAX_THREADS)]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -290,6 +300,16 @@ def _set_limits(limits: Mapping[str, Any], address_space: int, has_own_disk: boo
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (allowed, allowed))
+
+
+def _offer_to_killer() -> None:
+    """Has the kernel end this process or a child, rather than the trainer, when memory is full.
+
+    A child's memory is its zygote's and its own, so it is the first. (It can't say so itself: in a
+    namespace its /proc entries belong to the host's root.)
+    """
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _rules(visible: Visible, work: str) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ from typing import Any
 from elpo_jax.sandbox.inside import runner
 from elpo_jax.sandbox.inside import system as sys_
 from elpo_jax.sandbox.inside.frames import RUN, receive, send
-from elpo_jax.sandbox.inside.isolation import Jail, Visible, is_over
+from elpo_jax.sandbox.inside.isolation import Jail, Visible, has_too_many_threads, is_over
 
 # What snippets use without being slow at the first time.
 _LIBRARY = """
@@ -252,7 +252,8 @@ def _watch(
       folder: its work folder, if that has to be watched.
 
     Returns:
-      Why it was killed: '' (it wasn't), 'cpu', 'clock', 'output', 'disk', or 'gone' (the trainer).
+      Why it was killed: '' (it wasn't), 'cpu', 'clock', 'output', 'disk', 'threads', or 'gone'
+      (the trainer).
     """
     deadline = started + limits["wall_seconds"]
     ended = os.pidfd_open(child)
@@ -273,6 +274,8 @@ def _watch(
                 reason = "output" if control.recv(1) else "gone"
             elif folder is not None and is_over(folder, child, limits):
                 reason = "disk"
+            elif folder is not None and has_too_many_threads(child):
+                reason = "threads"
             elif ended in events:
                 break
             elif _cpu_seconds(child) >= limits["cpu_seconds"]:
