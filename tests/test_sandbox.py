@@ -12,7 +12,7 @@ import pytest
 from sandboxes import LIMITS, TIERS, opened, why_not
 
 from elpo_jax.errors import UsageError
-from elpo_jax.sandbox import Limits, Sandbox, Snippet, Status, Tier, probe
+from elpo_jax.sandbox import Limits, Sandbox, Sandboxes, Snippet, Status, Tier, described, probe
 from elpo_jax.sandbox.zygotes import Zygote, ZygoteFailure
 from elpo_jax.tools.base import ToolFailure
 
@@ -92,6 +92,50 @@ def test_errors(sandbox, code, error):
     assert "elpo_jax" not in text
 
 
+def test_a_syntax_error_shows_the_snippet_alone(sandbox):
+    result = sandbox.run(Snippet(("x = 1\nx = (",)))
+    assert result.stderr.decode().splitlines()[:2] == ['  File "<cell 1>", line 2', "    x = ("]
+    assert b"ast.py" not in result.stderr
+
+
+ENDS = {
+    "thread": "threading.Thread(target=lambda: (time.sleep(0.1), print(1))).start()",
+    "deep thread": (
+        "sys.setrecursionlimit(10**6); threading.stack_size(1 << 27)\n"
+        "def f(n): return n and f(n - 1)\n"
+        "threading.Thread(target=lambda: print(1 + f(20000))).start()"
+    ),
+    "pool": "concurrent.futures.ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.1), print(1)))",
+    "exit handler": "atexit.register(print, 1)",
+    "after leaving": "atexit.register(print, 1); sys.exit()",
+    "buffer": (
+        "real, sys.stdout = sys.stdout, io.StringIO()\n"
+        "atexit.register(lambda: real.write(sys.stdout.getvalue()))\nprint(1)"
+    ),
+    "file": "file = open(1, 'w'); file.write('1\\n')",
+    "bytes": "files = [os.fdopen(1, 'wb')]; files[0].write(b'1\\n')",
+    "own class": "class F(io.FileIO): pass\nio.TextIOWrapper(io.BufferedWriter(F(1, 'w')))"
+    ".write('1\\n')",
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_a_program_ends_as_under_the_interpreter(sandbox, way):
+    code = f"import atexit, concurrent.futures, io, os, sys, threading, time\n{ENDS[way]}"
+    assert output(sandbox, code, echo=False) == "1\n"
+    program = [sys.executable, "-c", code]
+    assert subprocess.run(program, capture_output=True, check=True).stdout == b"1\n"
+
+
+def test_what_follows_the_end_of_a_program_is_limited_too(sandbox):
+    endless = "import threading\ndef f():\n    while True: pass\n"
+    for start in ("threading.Thread(target=f).start()", "import atexit; atexit.register(f)"):
+        result = sandbox.run(Snippet((f"{endless}print(1)\n{start}",), echo=False))
+        assert (result.status, result.stdout) == (Status.TIMEOUT, b"1\n")
+    daemon = f"{endless}threading.Thread(target=f, daemon=True).start()\nprint(2)"
+    assert output(sandbox, daemon) == "2\n"
+
+
 def test_a_traceback_shows_the_snippets_lines_alone(sandbox):
     result = sandbox.run(Snippet(("def f(x):\n    return 1 / x\n\nf(0)",)))
     lines = result.stderr.decode().splitlines()
@@ -115,6 +159,14 @@ def test_equal_seeds_give_equal_draws(sandbox):
     # A branch stands where its prefix stood: what was drawn before is drawn again.
     draw = "import random\nx = random.random()"
     assert output(sandbox, draw, "x", seed=5) == output(sandbox, draw, "1", "x", seed=5)
+
+
+def test_equal_seeds_give_equal_draws_in_every_zygote(sandbox):
+    code = "import random, numpy, sympy\n(random.random(), numpy.random.rand(), "
+    code += "sympy.randprime(10**8, 10**9), [sympy.core.random.random() for i in range(3)])"
+    with opened(BEST, preload=("numpy", "sympy")) as other:
+        assert output(other, code, seed=7) == output(sandbox, code, seed=7)
+    assert output(sandbox, code, seed=7) != output(sandbox, code, seed=8)
 
 
 def test_stdin_is_bytes_of_any_length(sandbox):
@@ -253,9 +305,13 @@ def test_the_strongest_tier_is_taken(monkeypatch):
     monkeypatch.setattr(probe, "Zygote", zygote)
     allowed = [tier for tier in TIERS if not why_not(tier)]
     for expected in allowed:
-        chosen, tier = probe.choose(None, False, ())
+        chosen, tier, failures = probe.choose(None, False, ())
         chosen.close()
         assert tier == expected
+        assert failures[: len(broken)] == [f"{one}: not allowed" for one in TIERS if one in broken]
+        line = described(tier, failures)
+        assert line.startswith("WARNING" if failures else "the policy's code runs in")
+        assert all(failure in line for failure in failures)
         broken.add(expected)
     broken.update(TIERS)
     with pytest.raises(UsageError) as caught:
@@ -267,13 +323,39 @@ def test_the_strongest_tier_is_taken(monkeypatch):
     )
     with pytest.raises(UsageError, match=r"^sandbox.tier: expected one that holds on this machine"):
         probe.choose(Tier.T2, True, ())
-    unsafe, tier = probe.choose(None, True, ())
+    unsafe, tier, failures = probe.choose(None, True, ())
+    assert failures == ["T1: not allowed", "T2: not allowed", "T3: not allowed"]
     try:
         assert tier is Tier.UNSAFE
         result, _ = unsafe.run(Snippet(("1 + 1",)), Limits())
         assert result.stdout == b"2\n"
     finally:
         unsafe.close()
+
+
+def test_a_run_says_why_a_stronger_tier_wasnt_taken(monkeypatch):
+    if why_not(Tier.T2):
+        pytest.skip("T2 doesn't hold here")
+    real = probe.Zygote
+
+    def zygote(tier, preload):
+        if tier is Tier.T1:
+            raise ZygoteFailure("ended, or hung, while it was starting")
+        return real(tier, preload)
+
+    monkeypatch.setattr(probe, "Zygote", zygote)
+    sandboxes = Sandboxes(replace(LIMITS, tier="auto"))
+    try:
+        sandboxes.get(())
+        sandboxes.get(("json",))
+        tier = sandboxes.start()
+        assert described(tier, sandboxes.failures) == (
+            "WARNING: the policy's code runs in sandbox tier T2: Landlock and seccomp, without "
+            "namespaces; names and sizes of this machine's files can be seen (what is stronger "
+            "doesn't hold here: T1: ended, or hung, while it was starting)"
+        )
+    finally:
+        sandboxes.close()
 
 
 def test_a_tier_that_doesnt_hold_is_found_out(monkeypatch):

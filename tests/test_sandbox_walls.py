@@ -104,9 +104,41 @@ def test_hostile_folders_are_looked_through_and_emptied(tmp_path):
         os.close(here)
         here = below
     os.close(here)
-    assert min(used(str(work))) > 1 << 40
+    assert min(used(str(work), 1 << 30, 10000)) > 1 << 40
     empty(str(work))
     assert (list(work.iterdir()), file.read_text()) == ([], "x")
+
+
+SWAPPED = """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+for i in range(20):
+    os.mkdir(f"d{{i}}")
+    os.symlink({target!r}, f"l{{i}}")
+names = [(f"d{{i}}".encode(), f"l{{i}}".encode()) for i in range(20)]
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    for folder, link in names:
+        libc.renameat2(-100, folder, -100, link, 2)  # RENAME_EXCHANGE
+print("done")
+"""
+
+
+def test_a_link_put_in_a_folders_place_isnt_followed(sandbox, tmp_path):
+    """Whoever looks through the work folder isn't locked in."""
+    big = tmp_path / "big"
+    big.mkdir()
+    for number in range(100):
+        (big / str(number)).touch()
+    assert run(sandbox, SWAPPED.format(target=str(big))).stdout == b"done\n"
+
+
+def test_looking_stops_once_there_is_too_much(tmp_path):
+    for number in range(50):
+        (tmp_path / str(number)).write_bytes(b"x" * 4096)
+    assert used(str(tmp_path), 1 << 30, 10) == (11 * 4096, 11)
+    assert used(str(tmp_path), 4096, 100)[1] == 2
+    assert used(str(tmp_path), 1 << 30, 100) == (50 * 4096, 50)
 
 
 SCAN = """

@@ -102,7 +102,7 @@ class Components:
           UsageError: nothing protects this machine, and `sandbox.allow_unsafe` is false.
         """
         tier = self.sandboxes.start()
-        return [] if tier is None else [described(tier)]
+        return [] if tier is None else [described(tier, self.sandboxes.failures)]
 
     @cached_property
     def conversations(self) -> Conversations | None:

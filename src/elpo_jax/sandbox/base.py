@@ -7,8 +7,8 @@ from enum import StrEnum
 class Tier(StrEnum):
     """What locks a snippet in, from the strongest down.
 
-    T1: namespaces (a root of its own with nothing but Python in it, no network, no other
-      processes), Landlock and seccomp.
+    T1: namespaces (a root of its own with Python, what was loaded and the system's /usr/lib in it,
+      for reading; no network, no other processes), Landlock and seccomp.
     T2: Landlock and seccomp, where a container forbids namespaces: names and sizes of the host's
       files can be seen, not their contents.
     T3: namespaces and seccomp, where the kernel has no Landlock.
@@ -84,7 +84,7 @@ class Snippet:
         is dropped and their exceptions pass, as when they were run before.
       stdin: of all cells together.
       echo: print the value of the last cell's last expression, as notebooks do.
-      seed: of `random` and `numpy.random`.
+      seed: of `random`, `numpy.random` and sympy's own generator.
     """
 
     cells: tuple[str, ...]

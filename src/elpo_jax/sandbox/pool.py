@@ -45,6 +45,7 @@ class Sandbox:
       config: as given.
       limits: of snippets that come without.
       counters: what it has done.
+      failures: why the tiers above its own weren't taken, once it has started.
 
     Args:
       config: workers, limits and tier.
@@ -72,6 +73,7 @@ class Sandbox:
     def _forget(self) -> None:
         """As when nothing was started. Also in a fork of the process: what runs is its parent's."""
         self._tier: Tier | None = None
+        self.failures: list[str] = []
         self._lock = threading.Lock()  # of the start, the counters and closing
         # A zygote, or None in place of one that isn't started. The last used comes first, so that
         # only as many start as are needed.
@@ -87,7 +89,9 @@ class Sandbox:
         """
         with self._lock:
             if self._tier is None:
-                zygote, self._tier = choose(self._wanted, self._allow_unsafe, self._preload)
+                zygote, self._tier, self.failures = choose(
+                    self._wanted, self._allow_unsafe, self._preload
+                )
                 self._idle.get()
                 self._idle.put(zygote)
                 atexit.register(self.close)

@@ -59,8 +59,10 @@ ATTACKS = (
 _CHECK = Snippet(("import colorsys, json\nprint(sum(range(10)))",))
 
 
-def choose(wanted: Tier | None, allow_unsafe: bool, preload: Sequence[str]) -> tuple[Zygote, Tier]:
-    """The strongest tier that holds, and a zygote of it.
+def choose(
+    wanted: Tier | None, allow_unsafe: bool, preload: Sequence[str]
+) -> tuple[Zygote, Tier, list[str]]:
+    """The strongest tier that holds: a zygote of it, its name, and what broke in stronger ones.
 
     Args:
       wanted: the only one to try; None: all, from the strongest down.
@@ -71,15 +73,15 @@ def choose(wanted: Tier | None, allow_unsafe: bool, preload: Sequence[str]) -> t
       UsageError: none holds.
     """
     tried = [wanted] if wanted else [tier for tier in Tier if tier.mechanisms]
-    failures = []
+    failures: list[str] = []
     for tier in tried:
         zygote, problem = _attempt(tier, preload)
         if zygote is not None:
-            return zygote, tier
+            return zygote, tier, failures
         failures.append(f"{tier}: {problem}")
     if allow_unsafe and not wanted:
         try:
-            return Zygote(Tier.UNSAFE, preload), Tier.UNSAFE
+            return Zygote(Tier.UNSAFE, preload), Tier.UNSAFE, failures
         except ZygoteFailure as failure:
             failures.append(f"unsafe: {failure}")
     if wanted:

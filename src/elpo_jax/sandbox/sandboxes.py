@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 _WORDS = {
     Tier.T1: "namespaces, Landlock and seccomp",
     Tier.T2: (
-        "Landlock and seccomp, without namespaces, which something here forbids; names and sizes "
-        "of this machine's files can be seen"
+        "Landlock and seccomp, without namespaces; names and sizes of this machine's files can be "
+        "seen"
     ),
-    Tier.T3: "namespaces and seccomp, without Landlock, which this kernel lacks",
+    Tier.T3: "namespaces and seccomp, without Landlock",
     Tier.UNSAFE: "NOTHING BUT LIMITS: the policy's code can read, change and delete what you can",
 }
 
@@ -47,6 +47,12 @@ class Sandboxes:
         tiers = [sandbox.start() for sandbox in self._made.values()]
         return max(tiers, key=list(Tier).index, default=None)
 
+    @property
+    def failures(self) -> list[str]:
+        """Why stronger tiers weren't taken, of all of them, each once."""
+        every = [failure for sandbox in self._made.values() for failure in sandbox.failures]
+        return list(dict.fromkeys(every))
+
     def close(self) -> None:
         """Ends all of them."""
         for sandbox in self._made.values():
@@ -59,7 +65,14 @@ class Sandboxes:
         return Counters(**{name: sum(one[name] for one in each) for name in vars(Counters())})
 
 
-def described(tier: Tier) -> str:
-    """A line for the user on how the policy's code is locked in; a warning below T1."""
+def described(tier: Tier, failures: Sequence[str] = ()) -> str:
+    """A line for the user on how the policy's code is locked in; a warning below T1.
+
+    Args:
+      tier: that holds.
+      failures: of stronger ones, each with its name.
+    """
     line = f"the policy's code runs in sandbox tier {tier}: {_WORDS[tier]}"
+    if failures:
+        line += f" (what is stronger doesn't hold here: {'; '.join(failures)})"
     return line if tier is Tier.T1 else f"WARNING: {line}"

@@ -31,6 +31,7 @@ _KILLED = {
     "clock": Status.TIMEOUT,
     "output": Status.OUTPUT,
     "disk": Status.ERROR,
+    "threads": Status.ERROR,
 }
 _BOOT = (
     "import sys; sys.path.insert(0, {root!r}); "

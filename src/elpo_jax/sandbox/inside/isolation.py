@@ -18,7 +18,8 @@ _ROOT = "/sys"  # where that root is put together: a folder that everyone has an
 _OUTSIDE = 65534  # the user outside (nobody) who a snippet of root's is
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_MAX_THREADS = 16  # of the zygote and its child together; not enforced on root without namespaces
+_MAX_THREADS = 16  # of the zygote and its child together, which are a user of their own
+_WATCHED_THREADS = 64  # of a child, where the kernel would count its user's or, for root, none
 _NICE = 5  # a step behind the trainer
 _DEPTH = 32  # of a work folder that has to be watched
 _NO_END = 1 << 62
@@ -52,10 +53,11 @@ class Jail:
 
     def __init__(self, mechanisms: Sequence[str], visible: Visible, folder: str):
         self._mechanisms = frozenset(mechanisms)
-        self.work = WORK if "namespaces" in self._mechanisms else folder
+        self.work = WORK if "namespaces" in self._mechanisms else os.path.realpath(folder)
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         self._pid_namespace = -1
         self._rules = -1
+        _offer_to_killer()
         if "namespaces" in self._mechanisms:
             _enter_namespaces(visible, self._proc)
         elif "landlock" in self._mechanisms:
@@ -91,7 +93,7 @@ class Jail:
             size = f"size={limits['disk_mb']}m,nr_inodes={limits['files'] + 1},mode=700"
             sys_.mount("work", WORK, "tmpfs", sys_.MS_NOSUID | sys_.MS_NODEV, size)
         os.chdir(self.work)
-        _set_limits(limits, address_space)
+        _set_limits(limits, address_space, self.watched is not None)
         if self._mechanisms:
             sys_.prctl("no_new_privs", sys_.PR_SET_NO_NEW_PRIVS, 1)
             with contextlib.suppress(OSError):  # an unprivileged process has nothing to drop
@@ -125,29 +127,121 @@ class Jail:
             os.rmdir(self.work)
 
 
-def used(folder: str) -> tuple[int, int]:
-    """Bytes and files in a folder; no end of them where it is too deep to be looked through."""
+def has_too_many_threads(child: int) -> bool:
+    """Whether a process has more threads than it may."""
+    try:
+        return os.stat(f"/proc/{child}/task").st_nlink - 2 > _WATCHED_THREADS
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
+
+
+def is_over(folder: str, child: int, limits: Mapping[str, Any]) -> bool:
+    """Whether a process has more on disk than it may: in its work folder, or unlinked but open.
+
+    Args:
+      folder: its work folder, without links in the path.
+      child: its process id.
+      limits: fields of `base.Limits`.
+    """
+    allowed = limits["disk_mb"] << 20
+    size, count = used(folder, allowed, limits["files"])
+    return (
+        count > limits["files"] or size > allowed or size + held(folder, child, allowed) > allowed
+    )
+
+
+def used(folder: str, max_size: int, max_count: int) -> tuple[int, int]:
+    """Bytes and files in a folder; no end of them where it is too deep to be looked through.
+
+    What is there may change meanwhile: links aren't followed, nor is a path taken twice. It looks
+    no further once there is more than the given bytes or files.
+    """
     size = count = 0
-    todo = [(folder, 0)]
-    while todo:
-        path, depth = todo.pop()
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    count += 1
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append((entry.path, depth + 1))
-        except FileNotFoundError:
-            continue  # it went meanwhile
-        except PermissionError:
-            with contextlib.suppress(OSError):
-                os.chmod(path, stat.S_IRWXU)
-        except OSError:
-            return _NO_END, _NO_END
-        if depth > _DEPTH:
-            return _NO_END, _NO_END
+    todo: list[list[str]] = []  # folders still to be looked through, level by level
+    open_folders = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY)]
+    try:
+        while open_folders:
+            here = open_folders[-1]
+            if len(todo) < len(open_folders):
+                names, new_size, new_count = _look(here, max_size - size, max_count - count)
+                todo.append(names)
+                size, count = size + new_size, count + new_count
+                if size > max_size or count > max_count:
+                    return size, count
+            if todo[-1]:
+                below = _open_folder(todo[-1].pop(), here)
+                if below >= 0:
+                    open_folders.append(below)
+                if len(open_folders) > _DEPTH:
+                    return _NO_END, _NO_END
+            else:
+                todo.pop()
+                os.close(open_folders.pop())
+    finally:
+        for descriptor in open_folders:
+            os.close(descriptor)
     return size, count
+
+
+def _look(here: int, max_size: int, max_count: int) -> tuple[list[str], int, int]:
+    """The folders in an open folder, and how many bytes and entries it has."""
+    names = []
+    size = count = 0
+    with os.scandir(here) as entries:
+        for entry in entries:
+            count += 1
+            try:
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+            except FileNotFoundError:
+                continue  # it went meanwhile
+            except PermissionError:
+                os.fchmod(here, stat.S_IRWXU)  # it counts the next time
+            if size > max_size or count > max_count:
+                break
+    return names, size, count
+
+
+def _open_folder(name: str, above: int) -> int:
+    """A descriptor of a folder in another, -1 where it is gone or something else by now."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW
+    with contextlib.suppress(OSError):
+        return os.open(name, os.O_RDONLY | flags, dir_fd=above)
+    with contextlib.suppress(OSError):  # not readable: it is the next time
+        there = os.open(name, os.O_PATH | flags, dir_fd=above)
+        try:
+            os.chmod(f"/proc/self/fd/{there}", stat.S_IRWXU)
+        finally:
+            os.close(there)
+    return -1
+
+
+def held(folder: str, child: int, most: int) -> int:
+    """Bytes of unlinked files that a process keeps by a descriptor or by mapping them.
+
+    Of a mapped file's size nothing is known without a descriptor: it counts as `most`.
+    """
+    known: dict[int, int] = {}
+    try:
+        for name in os.listdir(f"/proc/{child}/fd"):
+            path = f"/proc/{child}/fd/{name}"
+            try:
+                file = os.stat(path)
+                is_memory = os.readlink(path).startswith("/memfd:")  # what it gets as its stdin
+            except FileNotFoundError:
+                continue  # it was closed meanwhile
+            if stat.S_ISREG(file.st_mode) and not file.st_nlink and not is_memory:
+                known[file.st_ino] = file.st_blocks * 512
+        with open(f"/proc/{child}/maps", "rb") as maps:
+            lines = [line.split() for line in maps if line.endswith(b" (deleted)\n")]
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0  # it has ended, or is about to: it can't make itself unreadable (`seccomp`)
+    inside = f"{folder}/".encode()
+    for line in lines:
+        if line[5].startswith(inside):
+            known.setdefault(int(line[4]), most)
+    return sum(known.values())
 
 
 def empty(folder: str) -> None:
@@ -191,14 +285,14 @@ def _unlink_files(folder: int) -> list[str]:
     return [name for name, is_folder in found if is_folder]
 
 
-def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
+def _set_limits(limits: Mapping[str, Any], address_space: int, is_watched: bool) -> None:
     cpu = 1 + 2 * math.ceil(limits["cpu_seconds"])  # in case the watcher fails
     for kind, value in (
         (resource.RLIMIT_AS, address_space + (limits["memory_mb"] << 20)),
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
-        (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_NPROC, _MAX_THREADS),
+        (resource.RLIMIT_NOFILE, 64 if is_watched else 256),  # unlinked files are on the host's
+        *([] if is_watched else [(resource.RLIMIT_NPROC, _MAX_THREADS)]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -206,6 +300,16 @@ def _set_limits(limits: Mapping[str, Any], address_space: int) -> None:
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (allowed, allowed))
+
+
+def _offer_to_killer() -> None:
+    """Has the kernel end this process or a child, rather than the trainer, when memory is full.
+
+    A child's memory is its zygote's and its own, so it is the first. (It can't say so itself: in a
+    namespace its /proc entries belong to the host's root.)
+    """
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _rules(visible: Visible, work: str) -> list[tuple[str, int]]:
@@ -226,7 +330,7 @@ def _device_rules() -> list[tuple[str, int]]:
 
 
 def _enter_namespaces(visible: Visible, proc: int) -> None:
-    """A root with nothing but what is visible, no network, a user who is nobody outside.
+    """A root with what is visible and `_LIBRARIES`, no network, a user who is nobody outside.
 
     Args:
       visible: what a snippet may read.

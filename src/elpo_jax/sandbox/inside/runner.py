@@ -1,17 +1,25 @@
 """Runs the cells of a snippet, as a notebook would. The last thing that a child does."""
 
 import ast
+import atexit
 import builtins
 import contextlib
+import gc
+import io
 import linecache
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
+_STREAMS = (sys.stdout, sys.stderr)  # which a snippet may keep when it puts others there
+_FILE = io.IOBase.__mro__[1]  # which the classes written in C have in common
+_join_threads = threading._shutdown  # type: ignore[attr-defined]
+_run_exit_handlers = atexit._run_exitfuncs
 EXIT_OK, EXIT_ERROR, EXIT_MEMORY = 0, 1, 77
 
 
@@ -33,7 +41,21 @@ def run(cells: Sequence[str], echo: bool) -> int:
         with _muted():
             _run_cell(cell, f"<cell {number}>", namespace, echo=False)
     status = _run_cell(cells[-1], f"<cell {len(cells)}>", namespace, echo)
+    _finish()
     return status if _flush() else EXIT_ERROR
+
+
+def _finish() -> None:
+    """What the interpreter does at its end: threads, exit handlers, files that are still open."""
+    with contextlib.suppress(BaseException):
+        _join_threads()
+    with contextlib.suppress(BaseException):
+        _run_exit_handlers()
+    with contextlib.suppress(BaseException):
+        for each in gc.get_objects():  # without the zygote's own, which are frozen
+            if issubclass(type(each), _FILE):
+                with contextlib.suppress(BaseException):
+                    each.flush()
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> None:
@@ -68,13 +90,14 @@ def _run_cell(source: str, name: str, namespace: dict[str, Any], echo: bool) -> 
 
 def _compile(source: str, name: str, echo: bool) -> tuple[CodeType, CodeType | None]:
     """The code of a cell, and of its last expression if that is to be shown."""
-    tree = ast.parse(source, name)
+    # As `ast.parse` does it, whose frame would be in the traceback.
+    tree: Any = compile(source, name, "exec", flags=ast.PyCF_ONLY_AST)
     # For tracebacks that show the lines.
     lines = source.splitlines(keepends=True)
     linecache.cache[name] = (len(source), None, lines, name)
     last = None
     if echo and tree.body and isinstance(tree.body[-1], ast.Expr):
-        last = compile(ast.Expression(tree.body.pop().value), name, "eval")  # type: ignore[attr-defined]
+        last = compile(ast.Expression(tree.body.pop().value), name, "eval")
     return compile(tree, name, "exec"), last
 
 
@@ -115,7 +138,7 @@ def _muted() -> Any:
 def _flush() -> bool:
     """Whether what was printed could be written."""
     is_written = True
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, *_STREAMS):
         try:
             stream.flush()
         except BaseException:

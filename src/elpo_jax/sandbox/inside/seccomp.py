@@ -67,7 +67,9 @@ _PRETENDED = {
     "utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88),
 }  # fmt: skip
 _TRUNCATE = (76, 45)  # by path, which Landlock knows since its version 3
+_FALLOCATE = (285, 47)  # takes gigabytes at once; the C library writes zeros instead
 _CLONE = (56, 220)
+_CLOSE_RANGE = (436, 436)
 _KILL_CALL = (62, 129)
 _TGKILL = (234, 131)
 _PRLIMIT = (302, 261)
@@ -80,14 +82,19 @@ _SENDTO = (44, 206)
 
 # From here on the architectures share their numbers.
 _SHARED = 424
-# close_range, openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2, futex_wake and _wait
-_ALLOWED_SHARED = (436, 437, 439, 441, 449, 452, 454, 455)
+# openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2, futex_wake and _wait
+_ALLOWED_SHARED = (437, 439, 441, 449, 452, 454, 455)
 
 _THREAD = 0x00010000  # CLONE_THREAD
+_FILES = 0x00000400  # CLONE_FILES
 _AF_UNIX = 1
 # Calls of which some values of an argument are denied: its number, and the values.
 _DENIED_VALUES = (
-    (_PRCTL, 0, (1, 22)),  # PR_SET_PDEATHSIG, PR_SET_SECCOMP
+    (
+        _PRCTL,
+        0,
+        (1, 4, 22),
+    ),  # PR_SET_PDEATHSIG, PR_SET_DUMPABLE (by which it would hide), PR_SET_SECCOMP
     # F_SETOWN and F_SETOWN_EX, by which others get signals, F_SETLEASE, F_NOTIFY
     (_FCNTL, 1, (8, 15, 1024, 1026)),
 )
@@ -123,9 +130,16 @@ def program(pid: int, among_host_files: bool) -> bytes:
     if among_host_files:
         code += [_jump(_JUMP_EQUAL, n[column], 0, 1) + done for n in _PRETENDED.values()]
         code += [_jump(_JUMP_EQUAL, _TRUNCATE[column], 0, 1), deny]
+        none = _return(_ERRNO | errno.EOPNOTSUPP)
+        code += [_jump(_JUMP_EQUAL, _FALLOCATE[column], 0, 1), none]
+    # Threads have one table of descriptors: others' couldn't be counted.
+    code += [_jump(_JUMP_EQUAL, _CLOSE_RANGE[column], 0, 4), _load(_ARGUMENT + 8 * 2)]
+    code += [_jump(_JUMP_EQUAL, 0, 1, 0), deny, allow]
     new = [_jump(_JUMP_EQUAL, number, 0, 1) + allow for number in _ALLOWED_SHARED]
     new_size = 2 * len(new) + 1
     code += [_jump(_JUMP_AT_LEAST, _SHARED, 0, new_size), *new, _return(_ERRNO | errno.ENOSYS)]
+    code += [_jump(_JUMP_EQUAL, _CLONE[column], 0, 3), _load(_ARGUMENT)]
+    code += [_jump(_JUMP_ANY_BIT, _FILES, 1, 0), deny, _load(_NUMBER)]
     for numbers in _DENIED.values():
         if numbers[column] >= 0:
             code += [_jump(_JUMP_EQUAL, numbers[column], 0, 1), deny]

@@ -24,7 +24,7 @@ from typing import Any
 from elpo_jax.sandbox.inside import runner
 from elpo_jax.sandbox.inside import system as sys_
 from elpo_jax.sandbox.inside.frames import RUN, receive, send
-from elpo_jax.sandbox.inside.isolation import Jail, Visible, used
+from elpo_jax.sandbox.inside.isolation import Jail, Visible, has_too_many_threads, is_over
 
 # What snippets use without being slow at the first time.
 _LIBRARY = """
@@ -216,15 +216,21 @@ def _be_child(
         jail.lock(limits, address_space)
         os.write(ready, b"1")
         os.closerange(3, 4096)
-        random.seed(request["seed"])
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(request["seed"] % 2**32)
+        _seed(request["seed"])
         status = runner.run(request["cells"], request["echo"])
     except OSError as error:
         os.write(2, f"{error}".encode())
     finally:
         os._exit(status)
+
+
+def _seed(seed: int) -> None:
+    """Seeds all generators that a zygote has, whose states differ from zygote to zygote."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(seed)
 
 
 def _watch(
@@ -246,7 +252,8 @@ def _watch(
       folder: its work folder, if that has to be watched.
 
     Returns:
-      Why it was killed: '' (it wasn't), 'cpu', 'clock', 'output', 'disk', or 'gone' (the trainer).
+      Why it was killed: '' (it wasn't), 'cpu', 'clock', 'output', 'disk', 'threads', or 'gone'
+      (the trainer).
     """
     deadline = started + limits["wall_seconds"]
     ended = os.pidfd_open(child)
@@ -265,8 +272,10 @@ def _watch(
                 reason = "gone"
             elif control.fileno() in events:
                 reason = "output" if control.recv(1) else "gone"
-            elif folder is not None and _is_over(folder, limits):
+            elif folder is not None and is_over(folder, child, limits):
                 reason = "disk"
+            elif folder is not None and has_too_many_threads(child):
+                reason = "threads"
             elif ended in events:
                 break
             elif _cpu_seconds(child) >= limits["cpu_seconds"]:
@@ -293,11 +302,6 @@ def _cpu_seconds(child: int) -> float:
     with contextlib.suppress(OSError):
         return time.clock_gettime((~child << 3) | 2)  # its CPUCLOCK_SCHED, as glibc makes it
     return 0.0
-
-
-def _is_over(folder: str, limits: Mapping[str, Any]) -> bool:
-    size, count = used(folder)
-    return size > limits["disk_mb"] << 20 or count > limits["files"]
 
 
 if __name__ == "__main__":
