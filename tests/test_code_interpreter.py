@@ -92,6 +92,31 @@ def test_a_branch_of_a_session_goes_on_where_its_prefix_stood(sandbox):
     assert first == ("import random\nx = [random.random()]",)
 
 
+def test_a_cell_that_leaves_is_no_part_of_a_session(sandbox):
+    tool = CodeInterpreter(sandbox, session=True)
+    first, _ = call(tool, "x = 1")
+    for code in ("import os; os._exit(0)", "import os; os._exit(3)", "import os; os.abort()"):
+        after, _ = call(tool, code, first)
+        assert after == first
+    left, _ = call(tool, "x += 1; import sys; sys.exit()", first)  # its effects stay
+    assert call(tool, "x", left)[1] == Observation("2")
+
+
+def test_cells_that_are_run_again_have_time_of_their_own(sandbox):
+    tool = CodeInterpreter(sandbox, session=True)
+    busy = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    state = ()
+    for _ in range(3):
+        state, seen = call(tool, busy, state)
+        assert seen == Observation("(no output)")
+
+
+def test_generators_without_a_seed_are_drawn_again(sandbox):
+    tool = CodeInterpreter(sandbox, session=True)
+    state, _ = call(tool, "import numpy\nx = numpy.random.default_rng().random()")
+    assert call(tool, "x", state)[1] == call(tool, "1\nx", state)[1]
+
+
 def test_arguments_are_checked_before_they_get_here(sandbox):
     parser = CallParser([CodeInterpreter(sandbox)])
     text = '<tool_call>{"name": "code_interpreter", "arguments": {"code": 3}}</tool_call>'

@@ -102,6 +102,7 @@ class Result:
       stdout, stderr: what it wrote, up to the limit.
       cpu_seconds, wall_seconds: what it took.
       truncated: it wrote more than that.
+      left_early: it ended in the middle of a cell, by `os._exit` or a signal.
     """
 
     status: Status
@@ -110,3 +111,4 @@ class Result:
     cpu_seconds: float
     wall_seconds: float
     truncated: bool
+    left_early: bool = False

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from elpo_jax.sandbox.base import Limits, Result, Snippet, Status, Tier
 from elpo_jax.sandbox.inside.frames import KILL, RUN, receive, send
 from elpo_jax.sandbox.inside.isolation import empty
-from elpo_jax.sandbox.inside.runner import EXIT_MEMORY, EXIT_OK
+from elpo_jax.sandbox.inside.runner import EXIT_ERROR, EXIT_MEMORY, EXIT_OK
 
 _CHUNK = 1 << 16
 _START_SECONDS = 120.0  # for a zygote to load everything on a busy machine
@@ -127,8 +127,8 @@ class Zygote:
             for output in outputs:
                 output.drain()
             out, err = (bytes(output.content) for output in outputs)
-        if not report["is_ready"] and not report["reason"]:
-            words = err[:200].decode(errors="replace") or "no word why"
+        if not report["is_ready"]:  # not a line of it was run, so nothing is its own fault
+            words = err[:200].decode(errors="replace") or report["reason"] or "no word why"
             raise ZygoteFailure(f"a snippet couldn't be locked in: {words}")
         return _result(report, out, err, limits), report["reason"] == "clock"
 
@@ -239,6 +239,7 @@ def _result(report: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> R
         cpu_seconds=report["cpu_seconds"],
         wall_seconds=report["wall_seconds"],
         truncated=is_over,
+        left_early=report["exit"] not in (EXIT_OK, EXIT_ERROR, EXIT_MEMORY),
     )
 
 
@@ -246,7 +247,7 @@ def _status(report: dict[str, Any], limits: Limits) -> Status:
     code = report["exit"]
     if report["reason"]:
         return _KILLED[report["reason"]]
-    if code == EXIT_OK:
+    if code in (0, EXIT_OK):
         return Status.OK
     if code == EXIT_MEMORY:
         return Status.MEMORY

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from elpo_jax.sandbox import Limits, Result, Sandbox, Snippet, Status
@@ -57,9 +58,12 @@ class CodeInterpreter:
         """
         cells = (*state, arguments["code"])
         seed = int.from_bytes(hashlib.sha256(cells[0].encode(errors="replace")).digest()[:4])
-        result = self._sandbox.run(Snippet(cells, seed=seed))
-        observation = observed(result, self._sandbox.limits)
-        if result.status in _KILLED:
+        limits = self._sandbox.limits
+        # Those before take their CPU time again, each at most what it may.
+        whole = replace(limits, cpu_seconds=limits.cpu_seconds * len(cells))
+        result = self._sandbox.run(Snippet(cells, seed=seed), whole)
+        observation = observed(result, whole)
+        if result.status in _KILLED or result.left_early:
             cells = state
         return cells if self._session else (), observation
 

@@ -20,7 +20,8 @@ _STREAMS = (sys.stdout, sys.stderr)  # which a snippet may keep when it puts oth
 _FILE = io.IOBase.__mro__[1]  # which the classes written in C have in common
 _join_threads = threading._shutdown  # type: ignore[attr-defined]
 _run_exit_handlers = atexit._run_exitfuncs
-EXIT_OK, EXIT_ERROR, EXIT_MEMORY = 0, 1, 77
+# Nobody else ends a process so by chance: who does otherwise has left in the middle of a cell.
+EXIT_OK, EXIT_ERROR, EXIT_MEMORY = 91, 92, 93
 
 
 def run(cells: Sequence[str], echo: bool) -> int:

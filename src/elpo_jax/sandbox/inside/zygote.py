@@ -228,7 +228,10 @@ def _seed(seed: int) -> None:
     """Seeds all generators that a zygote has, whose states differ from zygote to zygote."""
     random.seed(seed)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+        numpy = sys.modules["numpy"]
+        numpy.random.seed(seed % 2**32)
+        # What a Generator without a seed is seeded from.
+        numpy.random.bit_generator.randbits = random.Random(seed).getrandbits
     if "sympy.core.random" in sys.modules:
         sys.modules["sympy.core.random"].seed(seed)
 
