@@ -5,7 +5,8 @@
 A cold start on 16,000 demonstrations, two fifths of whose programs are first tried with a slip,
 then ELPO on 16 tasks a step with 16 rollouts each, where one try is all that an episode has.
 Held-out success goes from 35 % to 57 % with seed 0 and from 35 % to 52 % with seed 1, in about
-12 minutes on 2 cores (`BUILD_NOTES.md`, Code suite). `--config.algorithm=grpo` is the baseline at the same budget.
+12 minutes on 2 cores (`BUILD_NOTES.md`, Code suite). `--config.algorithm=grpo` is the baseline at
+the same budget.
 """
 
 from ml_collections import ConfigDict
