@@ -60,7 +60,6 @@ class Zygote:
             "mechanisms": sorted(tier.mechanisms),
             "preload": list(preload),
             "path": _site_folders(preload),
-            "root": root,
             "trainer": os.getpid(),
         }
         boot = _BOOT.format(root=root)
