@@ -25,7 +25,8 @@ from elpo_jax.rollout.bel import bel
 from elpo_jax.rollout.tree import ROOT, Tree
 from elpo_jax.sampler.device import Drawn
 from elpo_jax.sampler.engine import Chunk, Decoding, Engine, KeptRow, split_segment
-from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler, Summary
+from elpo_jax.sampler.jobs import Summary
+from elpo_jax.sampler.scheduler import SamplingSettings, Scheduler
 from elpo_jax.tasks.base import TRAIN
 
 SUCCESS = 0.25  # share of rollouts that succeed

@@ -11,8 +11,8 @@ the same budget.
 
 from ml_collections import ConfigDict
 
-from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
+from elpo_jax.presets import small_config
 
 VARIANTS = ("",)
 
@@ -20,26 +20,12 @@ VARIANTS = ("",)
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(unknown_name("variant", variant, VARIANTS))
-    config = default_config()
-    config.suite.name = "code"
+    config = small_config("code")
     config.policy.tokenizer = "embedded:code"
-    config.policy.scan_unroll = config.policy.num_layers
     config.sft.steps = 1000
     config.sft.detours = 0.4
-    config.sft.batch = 16
-    config.sft.optimizer.learning_rate = 3e-3
-    config.sft.optimizer.warmup_steps = 20
     config.episode.max_length = 384
     config.episode.max_turn_tokens = 128
     config.episode.max_observation_chars = 128
-    config.episode.spare_calls = 0
-    config.sampler.lanes = 32
     config.train.length_buckets = (128, 192, 256, 384)
-    config.train.micro_batch_rows = 8
-    config.train.steps = 16
-    config.train.batch_prompts = 16
-    config.train.mini_batch_prompts = 4
-    config.optimizer.learning_rate = 3e-4
-    config.optimizer.schedule = "linear"
-    config.eval.every = 8
     return config

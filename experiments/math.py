@@ -34,9 +34,8 @@ generates problems for a calculator instead of reading files.
 
 from ml_collections import ConfigDict
 
-from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
-from elpo_jax.presets import POLICIES, paper_questions
+from elpo_jax.presets import POLICIES, paper_questions, small_config
 
 VARIANTS = ("", "gsm8k", *POLICIES)
 
@@ -48,26 +47,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _small(variant: str) -> ConfigDict:
-    config = default_config()
-    config.suite.name = "math"
-    config.policy.scan_unroll = config.policy.num_layers
-    config.sft.steps = 1500
+    config = small_config("math")
     config.sft.detours = 0.3
-    config.sft.batch = 16
-    config.sft.optimizer.learning_rate = 3e-3
-    config.sft.optimizer.warmup_steps = 20
-    config.episode.max_length = 256
-    config.episode.max_turn_tokens = 96
-    config.episode.spare_calls = 0
-    config.sampler.lanes = 32
-    config.train.length_buckets = (128, 192, 256)
-    config.train.micro_batch_rows = 8
-    config.train.steps = 16
-    config.train.batch_prompts = 16
-    config.train.mini_batch_prompts = 4
-    config.optimizer.learning_rate = 3e-4
-    config.optimizer.schedule = "linear"
-    config.eval.every = 8
     if variant == "gsm8k":
         config.data.train = "train.jsonl"  # GSM8K's own names; without a file there is an error
         config.data.eval = "test.jsonl"

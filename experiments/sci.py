@@ -27,9 +27,8 @@ the code interpreter.
 
 from ml_collections import ConfigDict
 
-from elpo_jax.config import default_config
 from elpo_jax.errors import unknown_name
-from elpo_jax.presets import paper_config, paper_questions
+from elpo_jax.presets import paper_config, paper_questions, small_config
 
 VARIANTS = ("", "long", "search", "qwen3_4b", "gpqa")
 
@@ -50,26 +49,8 @@ def _paper(policy: str) -> ConfigDict:
 
 
 def _small(variant: str) -> ConfigDict:
-    config = default_config()
-    config.suite.name = "science"
-    config.policy.scan_unroll = config.policy.num_layers
-    config.sft.steps = 1500
+    config = small_config("science")
     config.sft.detours = 0.4
-    config.sft.batch = 16
-    config.sft.optimizer.learning_rate = 3e-3
-    config.sft.optimizer.warmup_steps = 20
-    config.episode.max_length = 256
-    config.episode.max_turn_tokens = 96
-    config.episode.spare_calls = 0
-    config.sampler.lanes = 32
-    config.train.length_buckets = (128, 192, 256)
-    config.train.micro_batch_rows = 8
-    config.train.steps = 16
-    config.train.batch_prompts = 16
-    config.train.mini_batch_prompts = 4
-    config.optimizer.learning_rate = 3e-4
-    config.optimizer.schedule = "linear"
-    config.eval.every = 8
     if variant == "search":
         config.suite.search = True
         config.policy.tokenizer = "embedded:search"

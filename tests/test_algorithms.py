@@ -11,7 +11,7 @@ from elpo_jax.config import LossConfig, RolloutConfig, from_dict
 from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.base import SEQ_MEAN_TOKEN_MEAN, LossSettings
 from elpo_jax.rollout.tree import ROOT
-from elpo_jax.sampler.scheduler import Summary
+from elpo_jax.sampler.jobs import Summary
 from elpo_jax.trainer import Trainer
 
 SMALL = {

@@ -1,7 +1,7 @@
-"""The paper's settings, and the shapes of its policies, for experiments to start from.
+"""What experiments start from: a small policy on a CPU, or the paper's settings and policies.
 
-https://arxiv.org/abs/2602.09598, Table 2 and section 5.3; where it says nothing, the settings of
-DemyAgent, whose protocol it follows. The rest of Table 2 are the defaults of `elpo_jax.config`.
+The paper's are of https://arxiv.org/abs/2602.09598, Table 2 and section 5.3; where it says nothing,
+of DemyAgent, whose protocol it follows. The rest of Table 2 are the defaults of `elpo_jax.config`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,28 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from elpo_jax.config import default_config
+
+# A policy of a million parameters, 16 tasks a step with 16 rollouts each, where every needless call
+# is one too many: minutes on two cores.
+SMALL: Mapping[str, Any] = {
+    "policy.scan_unroll": default_config().policy.num_layers,
+    "sft.steps": 1500,
+    "sft.batch": 16,
+    "sft.optimizer.learning_rate": 3e-3,
+    "sft.optimizer.warmup_steps": 20,
+    "episode.max_length": 256,
+    "episode.max_turn_tokens": 96,
+    "episode.spare_calls": 0,
+    "sampler.lanes": 32,
+    "train.length_buckets": (128, 192, 256),
+    "train.micro_batch_rows": 8,
+    "train.steps": 16,
+    "train.batch_prompts": 16,
+    "train.mini_batch_prompts": 4,
+    "optimizer.learning_rate": 3e-4,
+    "optimizer.schedule": "linear",
+    "eval.every": 8,
+}
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 2_560, 20_480
 TURNS = 16
@@ -83,6 +105,14 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
         "train.micro_batch_rows": 8,
     },
 }
+
+
+def small_config(suite: str) -> ConfigDict:
+    """The default config with a small policy's settings on a suite, for an experiment to edit."""
+    config = default_config()
+    config.update_from_flattened_dict(SMALL)
+    config.suite.name = suite
+    return config
 
 
 def paper_questions(policy: str) -> ConfigDict:
