@@ -24,7 +24,7 @@ from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.metrics import Row, read
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
-from elpo_jax.training import train
+from elpo_jax.training import check_claim, train
 from elpo_jax.validation import SEED
 from elpo_jax.workdir import WorkDir, write_atomic, write_json
 
@@ -40,14 +40,19 @@ def main(argv: Sequence[str]) -> None:
     _refuse_double(argv)
     algorithms, seeds = _names(options["algorithms"]), _seeds(options["seeds"])
     folder = Path(options["workdir"])
+    # Seeds first, so that there is something to compare early on.
+    runs = [
+        (replace(config, algorithm=name, seed=seed), WorkDir(folder / name / str(seed)))
+        for seed in seeds
+        for name in algorithms
+    ]
+    for each, place in runs:
+        check_claim(each, place)  # before any of them trains for hours
     with Interrupts() as interrupts, Display() as display:
         try:
-            # Seeds first, so that there is something to compare early on.
-            for seed in seeds:
-                for name in algorithms:
-                    display.note(f"{name}, seed {seed}")
-                    each = replace(config, algorithm=name, seed=seed)
-                    train(build(each), WorkDir(folder / name / str(seed)), display, interrupts)
+            for each, place in runs:
+                display.note(f"{each.algorithm}, seed {each.seed}")
+                train(build(each), place, display, interrupts)
         except Interrupted as interrupted:
             sys.exit(128 + interrupted.signal_number)
         _write(folder, config, algorithms, seeds, display)
