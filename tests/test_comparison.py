@@ -78,7 +78,11 @@ def test_the_table_says_what_was_found(tmp_path):
     assert row in table
     assert "elpo - grpo, paired by seed: +10.0 ± 10.0 [-14.8, 34.8] points" in table
     one = {name: {0: by_seed[0]} for name, by_seed in RUNS.items()}
-    assert "| elpo | 1 | 10.0 | 40.0 | +30.0 | 32 | 200 | 6 |" in markdown(compare(one), 256)
+    alone = markdown(compare(one), 256)
+    assert "| elpo | 1 | 10.0 | 40.0 | +30.0 | 32 | 200 | 6 |" in alone
+    assert "256 tasks; of one seed, so without an interval." in alone
+    assert "Student's t" in table
+    assert "Student's t" not in alone
     json.dumps(compare(one), allow_nan=False)
     plot(compare(one), "one seed", tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -73,7 +73,8 @@ def _write(
     trials = int(
         next(row["eval/tasks"] for row in runs[algorithms[0]][seeds[0]] if "eval/tasks" in row)
     )
-    title = f"{config.suite.name}: held-out success, {len(seeds)} seeds"
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    title = f"{config.suite.name}: held-out success, {count}"
     write_json(folder / "comparison.json", found)
     write_atomic(folder / "comparison.md", markdown(found, trials))
     plot(found, title, folder / "comparison.png")

@@ -173,16 +173,19 @@ def markdown(found: Mapping[str, Any], trials: int) -> str:
     for names, value in found["differences"].items():
         lines += ["", f"Final success, {names}, paired by seed: {_cell(value, '+')} points."]
     if unequal := found["unequal_starts"]:
-        seeds = ", ".join(map(str, unequal))
         lines += [
             "",
-            f"Warning: the runs of seeds {seeds} began with different policies: something",
+            f"Warning: the runs of seeds {', '.join(map(str, unequal))} began with different "
+            "policies: something that the cold start depends on changed between them.",
         ]
-        lines[-1] += " that the cold start depends on changed between them."
-    lines += ["", f"Held-out success in %, {trials} tasks; mean ± standard deviation over seeds"]
-    lines[-1] += (
-        " [95 % interval of the mean, Student's t, cut to 0-100]. Costs are means over seeds."
+    has_spread = any(len(row["curves"]) > 1 for row in found["algorithms"].values())
+    cells = (
+        "mean ± standard deviation over seeds [95 % interval of the mean, Student's t, cut to "
+        "0-100]. Costs are means over seeds."
+        if has_spread
+        else "of one seed, so without an interval."
     )
+    lines += ["", f"Held-out success in %, {trials} tasks; {cells}"]
     return "\n".join(lines) + "\n"
 
 
