@@ -179,13 +179,13 @@ def markdown(found: Mapping[str, Any], trials: int) -> str:
             "policies: something that the cold start depends on changed between them.",
         ]
     has_spread = any(len(row["curves"]) > 1 for row in found["algorithms"].values())
-    cells = (
+    about = (
         "mean ± standard deviation over seeds [95 % interval of the mean, Student's t, cut to "
         "0-100]. Costs are means over seeds."
         if has_spread
         else "of one seed, so without an interval."
     )
-    lines += ["", f"Held-out success in %, {trials} tasks; {cells}"]
+    lines += ["", f"Held-out success in %, {trials} tasks; {about}"]
     return "\n".join(lines) + "\n"
 
 
