@@ -78,10 +78,30 @@ def test_the_table_says_what_was_found(tmp_path):
     assert row in table
     assert "elpo - grpo, paired by seed: +10.0 ± 10.0 [-14.8, 34.8] points" in table
     one = {name: {0: by_seed[0]} for name, by_seed in RUNS.items()}
-    assert "| elpo | 1 | 10.0 | 40.0 | +30.0 | 32 | 200 | 6 |" in markdown(compare(one), 256)
+    alone = markdown(compare(one), 256)
+    assert "| elpo | 1 | 10.0 | 40.0 | +30.0 | 32 | 200 | 6 |" in alone
+    assert "256 tasks; of one seed, so without an interval." in alone
+    assert "Student's t" in table
+    assert "Student's t" not in alone
     json.dumps(compare(one), allow_nan=False)
     plot(compare(one), "one seed", tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_began_with_different_policies_are_told():
+    """A cold start is its seed's, unless its code or data changed between two runs."""
+    assert "Warning" not in markdown(compare(RUNS), 256)
+    words = "Warning: the runs of seeds 1, 2 began with different policies"
+    after_another = {
+        0: RUNS["grpo"][0],
+        1: rows(0.21, 0.20, 0.40),
+        2: [RUNS["grpo"][2][0] | {"sft/loss": 1.0}, *RUNS["grpo"][2][1:]],
+    }
+    found = compare({"elpo": RUNS["elpo"], "grpo": after_another})
+    assert found["unequal_starts"] == [1, 2]
+    assert words in markdown(found, 256)
+    without_first = {name: {0: by_seed[0][1:]} for name, by_seed in RUNS.items()}
+    assert compare(without_first)["unequal_starts"] == []
 
 
 def test_a_run_that_lacks_a_row_is_named():

@@ -24,7 +24,7 @@ from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.metrics import Row, read
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
-from elpo_jax.training import train
+from elpo_jax.training import check_claim, train
 from elpo_jax.validation import SEED
 from elpo_jax.workdir import WorkDir, write_atomic, write_json
 
@@ -40,14 +40,19 @@ def main(argv: Sequence[str]) -> None:
     _refuse_double(argv)
     algorithms, seeds = _names(options["algorithms"]), _seeds(options["seeds"])
     folder = Path(options["workdir"])
+    # Seeds first, so that there is something to compare early on.
+    runs = [
+        (replace(config, algorithm=name, seed=seed), WorkDir(folder / name / str(seed)))
+        for seed in seeds
+        for name in algorithms
+    ]
+    for each, place in runs:
+        check_claim(each, place)  # before any of them trains for hours
     with Interrupts() as interrupts, Display() as display:
         try:
-            # Seeds first, so that there is something to compare early on.
-            for seed in seeds:
-                for name in algorithms:
-                    display.note(f"{name}, seed {seed}")
-                    each = replace(config, algorithm=name, seed=seed)
-                    train(build(each), WorkDir(folder / name / str(seed)), display, interrupts)
+            for each, place in runs:
+                display.note(f"{each.algorithm}, seed {each.seed}")
+                train(build(each), place, display, interrupts)
         except Interrupted as interrupted:
             sys.exit(128 + interrupted.signal_number)
         _write(folder, config, algorithms, seeds, display)
@@ -68,7 +73,8 @@ def _write(
     trials = int(
         next(row["eval/tasks"] for row in runs[algorithms[0]][seeds[0]] if "eval/tasks" in row)
     )
-    title = f"{config.suite.name}: held-out success, {len(seeds)} seeds"
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    title = f"{config.suite.name}: held-out success, {count}"
     write_json(folder / "comparison.json", found)
     write_atomic(folder / "comparison.md", markdown(found, trials))
     plot(found, title, folder / "comparison.png")

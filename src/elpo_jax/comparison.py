@@ -85,7 +85,8 @@ def compare(runs: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any]:
     Returns:
       'algorithms': by name, 'before', 'after' and 'gain' (estimates of held-out success), the
       means of what was spent, and 'curves' by seed; 'differences': by 'A - B', the estimate of
-      A's final success less B's, paired by seed.
+      A's final success less B's, paired by seed; 'unequal_starts': the seeds whose runs did not
+      begin with the same policy.
 
     Raises:
       UsageError: a run lacks a row that another has: what it cost isn't known then.
@@ -120,7 +121,18 @@ def compare(runs: Mapping[str, Mapping[int, Sequence[Row]]]) -> dict[str, Any]:
             for i, one in enumerate(names)
             for other in names[i + 1 :]
         },
+        "unequal_starts": [
+            seed
+            for seed in curves[names[0]]
+            if len({_start(by_seed[seed]) for by_seed in runs.values()}) > 1
+        ],
     }
+
+
+def _start(rows: Sequence[Row]) -> tuple[float | None, ...]:
+    """What the row before the first step tells a policy by; nothing where that row is gone."""
+    first = rows[0] if rows[0]["step"] == 0 else {}
+    return tuple(first.get(name) for name in ("sft/loss", "eval/success"))
 
 
 def _summary(by_seed: Mapping[int, Sequence[Point]]) -> dict[str, Any]:
@@ -160,10 +172,20 @@ def markdown(found: Mapping[str, Any], trials: int) -> str:
         lines.append(f"| {' | '.join(map(str, [*cells, _cell(row['gain'], '+'), *costs]))} |")
     for names, value in found["differences"].items():
         lines += ["", f"Final success, {names}, paired by seed: {_cell(value, '+')} points."]
-    lines += ["", f"Held-out success in %, {trials} tasks; mean ± standard deviation over seeds"]
-    lines[-1] += (
-        " [95 % interval of the mean, Student's t, cut to 0-100]. Costs are means over seeds."
+    if unequal := found["unequal_starts"]:
+        lines += [
+            "",
+            f"Warning: the runs of seeds {', '.join(map(str, unequal))} began with different "
+            "policies: something that the cold start depends on changed between them.",
+        ]
+    has_spread = any(len(row["curves"]) > 1 for row in found["algorithms"].values())
+    about = (
+        "mean ± standard deviation over seeds [95 % interval of the mean, Student's t, cut to "
+        "0-100]. Costs are means over seeds."
+        if has_spread
+        else "of one seed, so without an interval."
     )
+    lines += ["", f"Held-out success in %, {trials} tasks; {about}"]
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from elpo_jax.checkpoint import Checkpoints, SaveFault, newest_step, parts_of, s
 from elpo_jax.cold_start import cold_start
 from elpo_jax.cold_start import notes as cold_start_notes
 from elpo_jax.components import Components
-from elpo_jax.config import differences, from_dict, get, to_dict
+from elpo_jax.config import Config, differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
 from elpo_jax.errors import RunFault, UsageError, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
@@ -43,7 +43,8 @@ def train(
     for line in notes:
         display.note(line)
     try:
-        _check_claim(components, folder)  # first, so that nothing is written to a foreign folder
+        # First, so that nothing is written to a foreign folder.
+        check_claim(components.config, folder)
         if newest_step(folder.checkpoints) is None:
             of_cold_start = cold_start_notes(components)
             for line in of_cold_start:
@@ -84,7 +85,7 @@ def _standing(folder: WorkDir) -> str:
 
 def _claim(components: Components, folder: WorkDir) -> None:
     """Writes config.json, or compares it with that of a run that saved something."""
-    _check_claim(components, folder)
+    check_claim(components.config, folder)
     if not folder.config.exists() or newest_step(folder.checkpoints) is None:
         folder.notes.unlink(missing_ok=True)
         write_json(folder.config, to_dict(components.config))
@@ -97,8 +98,8 @@ def _is_unstarted(folder: WorkDir) -> bool:
     return not has_rows and all(newest_step(each) is None for each in saved)
 
 
-def _check_claim(components: Components, folder: WorkDir) -> None:
-    """Raises UsageError unless the folder is this run's, or nobody's."""
+def check_claim(config: Config, folder: WorkDir) -> None:
+    """Raises UsageError unless the folder is that of this config's run, or nobody's."""
     folder.refuse_foreign()
     if not folder.config.exists():
         return
@@ -121,7 +122,7 @@ def _check_claim(components: Components, folder: WorkDir) -> None:
     lines = [
         f"{folder.config}: {key}: the run there has {old!r}, got {new!r}; "
         f"give the old value to go on with it, or {other.replace('give ', '')}"
-        for key, (new, old) in differences(components.config, theirs).items()
+        for key, (new, old) in differences(config, theirs).items()
         # A cold start under way is found by content, checkpoints are compared with that later.
         if not (key in PATHS and new and old)
     ]
@@ -161,7 +162,10 @@ class _Run:
         begun = self.saved
         state = restored = None
         if begun is not None:
-            self._check_policy(self.checkpoints.restore({}).metadata)
+            # A run that is done too: its figures are of these files.
+            metadata = self.checkpoints.restore({}).metadata
+            self._check_policy(metadata)
+            self._check_files(metadata["data_files"])
         if begun is not None and begun < self.config.train.steps:
             self.display.note(f"{self.folder.path}: going on after step {begun}")
             restored = self._restore()  # before anything is cut
@@ -204,7 +208,6 @@ class _Run:
     def _restore(self) -> TrainState:
         shapes = self.trainer.learner.shapes()
         _, parts, metadata = self.checkpoints.restore(parts_of(shapes))
-        self._check_files(metadata["data_files"])
         self._compare_tiers(metadata["sandbox_tier"])
         self.tasks.restore(metadata["data_order"])
         self.order = self.tasks.state()
