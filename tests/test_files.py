@@ -132,13 +132,21 @@ def test_a_few_bad_rows_are_explained_and_the_rest_numbered(tmp_path):
     path = write(tmp_path, *ROWS, *[b"no"] * 8, *ROWS, b"no")
     other = write(tmp_path, row("#### 1", question="Another?"), name="other.jsonl")
     files = read_files(DataConfig(train=path, eval=other))
-    assert len(files.questions[TRAIN]) == 4
+    assert len(files.questions[TRAIN]) == 2
     assert files.notes == (
         *(f"{path}:{line}: expected JSON, got 'no'" for line in range(3, 8)),
         f"{path}: and 4 more, lines 8-10, 13",
-        f"data.train: {path}: questions: 4, bad rows: 9",
+        f"data.train: {path}: questions: 2, bad rows: 9, rows that repeat a question: 2",
         f"data.eval: {other}: questions: 1, bad rows: 0",
     )
+
+
+def test_a_question_with_two_answers_is_left_out_and_its_rows_named(tmp_path):
+    path = write(
+        tmp_path, ROWS[0], row("#### 1", question="Which?"), row("#### 2", question="Which?")
+    )
+    told, *_ = read_files(DataConfig(train=path)).notes
+    assert told == f"{path}:2: expected one answer to the question, got '1' here and '2' in line 3"
 
 
 def test_very_many_bad_rows_take_one_line(tmp_path):

@@ -71,8 +71,6 @@ def read_questions(content: bytes, name: str, form: str) -> tuple[Rows[Question]
     Raises:
       ValueError: the file as a whole isn't what it should be.
     """
-    if not FORMATS[form].is_unique:
-        return convert(content, name, FORMATS[form].read), 0
     # DAPO-Math-17k has each question a hundred times: rows share the object.
     known: dict[Question, Question] = {}
 

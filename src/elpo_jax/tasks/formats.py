@@ -38,12 +38,10 @@ class Format:
     Attributes:
       read: a row's question; raises ValueError, in one line, for one that can't be used.
       fits: whether a row's columns are those of the format.
-      is_unique: a question counts once, however many rows have it.
     """
 
     read: Callable[[Row], Question]
     fits: Callable[[Row], bool]
-    is_unique: bool = True
 
 
 def _questions(row: Row) -> Question:
@@ -184,7 +182,7 @@ _PUBLISHED: Mapping[str, Format] = {
     "questions": Format(_questions, _has("question", "verifier")),
     "agentrl": Format(_agentrl, _has("prompt", "reward_model")),
     "livecodebench": Format(benchmarks.livecodebench, _has("question_content")),
-    "gsm8k": Format(_gsm8k, _is_gsm8k, is_unique=False),
+    "gsm8k": Format(_gsm8k, _is_gsm8k),
     "gpqa": Format(
         benchmarks.gpqa,
         lambda row: (
