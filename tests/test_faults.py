@@ -280,12 +280,13 @@ def test_changed_settings_are_named(components, workdir, change, said):
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0,', "\0\0\0"])
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "\0\0\0", 100_000 * "["])
 def test_a_broken_config_json(components, workdir, text):
     (workdir / "config.json").write_text(text)
     before = contents(workdir)
     (line,) = stopped(components, workdir)
-    assert line.startswith(f"{workdir}/config.json: expected a run's settings, got JSONDecodeError")
+    expected = f"{workdir}/config.json: expected a run's settings, got "
+    assert line.startswith((f"{expected}JSONDecodeError", f"{expected}RecursionError"))
     assert line.endswith("put the file back, or give another --workdir for a new run")
     assert contents(workdir) == before
 

@@ -106,7 +106,7 @@ def _check_claim(components: Components, folder: WorkDir) -> None:
     other = "give another --workdir for a new run"
     try:
         there = json.loads(folder.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         words = f"expected a run's settings, got {type(error).__name__}: {error}"
         raise UsageError([f"{folder.config}: {words}; put the file back, or {other}"]) from None
     if not isinstance(there, dict) or not {"algorithm", "train"} <= there.keys():
