@@ -192,6 +192,17 @@ def is_writing(workdir):
     return any("tmp" in name for name in checkpoints(workdir))
 
 
+def garble(checkpoint):
+    """Flips a bit of its largest file of parameters."""
+    file = max(
+        (file for file in (checkpoint / "params").rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def outcome(workdir):
     """Everything that must not differ: metrics, trees, the newest checkpoint's arrays."""
     metrics = [deterministic(row) for row in read(workdir / "metrics.jsonl")]

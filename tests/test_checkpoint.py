@@ -213,10 +213,15 @@ def test_the_one_before_a_broken_checkpoint_is_used(two_checkpoints, tmp_path, d
 
 def test_other_folders_beside_the_checkpoints_are_left_alone(two_checkpoints, tmp_path):
     folder = shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
-    for name in ("²", "6.bak", "notes"):
+    others = ("²", "6.bak", "7.bak", "notes")
+    for name in others:
         (folder / name).mkdir()
     assert checkpoint.newest_step(folder) == 6
     assert checkpoint.load(folder, {"params": noise(0)}).step == 6
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(7, {"params": noise(7)}, {})
+    assert checkpoint.load(folder, {"params": noise(0)}).step == 7
+    assert {path.name for path in folder.iterdir()} == {"7", *others}
 
 
 def test_orbax_alone_would_not_notice_a_flipped_bit(two_checkpoints, tmp_path):

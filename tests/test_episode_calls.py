@@ -1,6 +1,7 @@
 """Several calls in a turn, and tools and verifiers that break or return junk."""
 
 import json
+import math
 
 import pytest
 from episodes import (
@@ -27,6 +28,7 @@ from elpo_jax.rollout.episode import (
 )
 from elpo_jax.rollout.tree import ROOT, Exchange, ToolCall, Tree
 from elpo_jax.rollout.tree_json import to_json
+from elpo_jax.tasks.base import Verdict
 from elpo_jax.tools.base import Observation, ToolFailure
 
 
@@ -215,6 +217,12 @@ class BrokenVerifier(CountingSuite):
         (raising(ZeroDivisionError("by\nzero")), "verifier of suite 'counting' raised ZeroDiv"),
         (raising(ToolFailure("no sandbox")), "^verifier of suite 'counting': no sandbox$"),
         (lambda: True, "verifier of suite 'counting': expected a Verdict, got bool"),
+        (lambda: Verdict(None, None), "expected a Verdict, got one with success=None$"),
+        (lambda: Verdict(True, b"3"), "with extracted=b'3'$"),
+        (lambda: Verdict(True, ["3"]), r"with extracted=\['3'\]$"),
+        (lambda: Verdict(True, "3", math.nan), "with passed=nan$"),
+        (lambda: Verdict(True, "3", 1.5), "with passed=1.5$"),
+        (lambda: Verdict(True, "3", "all"), "with passed='all'$"),
     ],
 )
 def test_a_broken_verifier_gives_no_verdict(does, message):

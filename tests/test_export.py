@@ -20,6 +20,7 @@ from elpo_jax.policy.architecture import Architecture, Compute, Lora
 from elpo_jax.policy.chat import EMBEDDED_TEMPLATE
 from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.export import export_policy, save_adapter, save_checkpoint
+from elpo_jax.policy.export_tokenizer import write_tokenizer
 from elpo_jax.policy.families import architecture_of, read_config
 from elpo_jax.policy.model import Decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
@@ -298,6 +299,13 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (target / "thesis.tex").unlink()
     save_checkpoint(target, params, model, tmp_path / "source")
     assert (target / "model.safetensors").exists()
+
+
+def test_a_full_disk_is_not_said_to_be_the_sources(tmp_path):
+    (tmp_path / "tokenizer.model").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_tokenizer(tmp_path, EMBEDDED_TOKENIZER, None)
+    assert caught.value.filename is None  # then the export's folder is named
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -17,20 +17,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
-import numpy as np
 import processes
 import pytest
-from processes import TINY, assert_same, checkpoints, finish, has_begun, outcome, wait_for
+from processes import TINY, assert_same, checkpoints, finish, garble, has_begun, outcome, wait_for
 from rich.console import Console
 
 from elpo_jax import cli, replay
 from elpo_jax.checkpoint import Checkpoints, load, parts_of
-from elpo_jax.cold_start import cache_folder, cold_start
 from elpo_jax.components import build
 from elpo_jax.config import from_dict
 from elpo_jax.errors import RunFault, UsageError
-from elpo_jax.interrupt import Interrupted, Interrupts
+from elpo_jax.interrupt import Interrupts
 from elpo_jax.progress import Display
 from elpo_jax.trainer import make_learner
 from elpo_jax.training import train
@@ -283,27 +280,18 @@ def test_changed_settings_are_named(components, workdir, change, said):
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0,', "\0\0\0"])
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "\0\0\0", 100_000 * "["])
 def test_a_broken_config_json(components, workdir, text):
     (workdir / "config.json").write_text(text)
     before = contents(workdir)
     (line,) = stopped(components, workdir)
-    assert line.startswith(f"{workdir}/config.json: expected a run's settings, got JSONDecodeError")
+    expected = f"{workdir}/config.json: expected a run's settings, got "
+    assert line.startswith((f"{expected}JSONDecodeError", f"{expected}RecursionError"))
     assert line.endswith("put the file back, or give another --workdir for a new run")
     assert contents(workdir) == before
 
 
 # Checkpoints and metrics.
-
-
-def garble(checkpoint):
-    file = max(
-        (file for file in (checkpoint / "params").rglob("*") if file.is_file()),
-        key=lambda file: file.stat().st_size,
-    )
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def test_a_corrupt_newest_checkpoint(undisturbed, components, workdir):
@@ -349,70 +337,6 @@ def test_a_damaged_line_of_metrics(components, workdir):
     file.write_text("".join([first, *rest[:-1], rest[-1][:-9]]))  # the last one torn
     output = run(components, workdir)
     assert f"warning: {file}: its rows end with step 3, checkpoint 4 is used" in output
-
-
-# The cache of cold starts.
-
-
-def cold_started(components, partial):
-    """(warnings, parameters) of a cold start."""
-    warnings = []
-    params, metrics = cold_start(components, lambda *_: None, partial, warnings.append)
-    assert metrics["sft/loss"] > 0
-    return warnings, params
-
-
-def with_cache(components, folder):
-    config = components.config
-    return replace(components, config=replace(config, sft=replace(config.sft, cache_dir=folder)))
-
-
-def test_a_broken_cache_entry_is_made_anew(components, shared, tmp_path):
-    shutil.copytree(shared / "cold", tmp_path / "cold")
-    cached = with_cache(components, str(tmp_path / "cold"))
-    folder = cache_folder(cached)
-    warnings, expected = cold_started(cached, tmp_path / "partial")
-    assert not warnings
-    garble(folder / "checkpoints" / "0")
-    warnings, again = cold_started(cached, tmp_path / "partial")
-    (line,) = warnings
-    assert line.startswith(f"warning: {folder}/checkpoints/0: params/")
-    assert line.endswith("; the cold start is made anew")
-    jax.tree.map(np.testing.assert_array_equal, expected, again)
-    assert cold_started(cached, tmp_path / "partial")[0] == []
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_a_broken_state_on_the_way_is_made_anew(components, tmp_path):
-    """Of a cold start that was interrupted, after which a bit flipped."""
-    uncached = with_cache(components, str(tmp_path / "cold"))
-    _, expected = cold_started(uncached, tmp_path / "undisturbed")
-    shutil.rmtree(tmp_path / "cold")
-
-    def interrupt(step, metrics):
-        if step == 7:
-            raise Interrupted(signal.SIGTERM)
-
-    partial = tmp_path / "partial"
-    with pytest.raises(Interrupted):
-        cold_start(uncached, interrupt, partial, lambda line: None)
-    (folder,) = partial.iterdir()
-    garble(folder / "7")
-    warnings, params = cold_started(uncached, partial)
-    (line,) = warnings
-    assert line.startswith(f"warning: {folder}/7: params/")
-    assert line.endswith("; the cold start is made anew")
-    jax.tree.map(np.testing.assert_array_equal, expected, params)
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(components, tmp_path):
-    (tmp_path / "cold").write_text("a file in its place")
-    cached = with_cache(components, str(tmp_path / "cold"))
-    warnings, _ = cold_started(cached, tmp_path / "partial")
-    (line,) = warnings
-    assert line.startswith("warning: the cold start isn't cached: ")
-    assert line.endswith(": Not a directory")
-    assert not (tmp_path / "partial").exists()
 
 
 # Numbers that aren't finite.

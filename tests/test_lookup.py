@@ -1,15 +1,20 @@
 """The lookup tool, and the facts about the elements that it serves."""
 
 import json
+import re
 import sys
+from functools import partial
 from importlib import resources
 from itertools import pairwise
 
 import jsonschema
 import pytest
 
+from elpo_jax.errors import RunFault
 from elpo_jax.tasks.science import derive_elements
 from elpo_jax.tasks.science.elements import by_symbol, element_lookup, elements
+from elpo_jax.tasks.science.suite import ScienceSuite
+from elpo_jax.tools.base import Observation
 from elpo_jax.tools.lookup import Lookup
 
 LOOKUP = element_lookup()
@@ -172,3 +177,17 @@ def test_deriving_without_the_source_package_says_what_to_install(monkeypatch, t
     with pytest.raises(ModuleNotFoundError, match="pip install mendeleev"):
         derive_elements.main([str(tmp_path / "elements.json")])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "no\nnumber", "x" * 9999])
+def test_an_answer_that_the_suites_own_solver_cant_use_is_told_in_a_line(monkeypatch, text):
+    """By this tool, or by the calculator that was asked to compute with it."""
+    monkeypatch.setattr(Lookup, "call", lambda self, state, arguments: (state, Observation(text)))
+    suite = ScienceSuite()
+    with pytest.raises(RunFault) as caught:
+        # A hundred, since some kinds only compare what they read.
+        list(map(partial(suite.task, "train"), range(100)))
+    (line,) = caught.value.problems
+    said = r"suite \w+: under its own solver: tool '(lookup|calculator)' answered '.*': \w+Error: "
+    assert re.match(said, line), line
+    assert len(line) < 300

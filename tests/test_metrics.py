@@ -92,6 +92,10 @@ def test_a_torn_last_line_is_cut(paths, torn):
         ),
         ('{"step": 1.5}\n', "metrics.jsonl:1"),
         ("[1]\n", "metrics.jsonl:1"),
+        *(
+            (f'{{"step": 0, "reward/mean": {value}}}\n', "metrics.jsonl:1: expected finite numbers")
+            for value in ("NaN", "-Infinity", "1e999", f"1{400 * '0'}", "true", "null", '"1"', "[]")
+        ),
         ('{"step": 1}\n{"step": 1}\n', "metrics.jsonl:2: expected a step after 1, got 1"),
     ],
 )

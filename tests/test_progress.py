@@ -1,6 +1,9 @@
 """What a run shows."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -115,3 +118,41 @@ def test_summary_of_kinds_without_tasks():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (3723, "1:02:03")])
 def test_clock_time(seconds, text):
     assert progress.clock_time(seconds) == text
+
+
+SHOWING = """
+from elpo_jax.cli import run
+from elpo_jax.progress import Display
+
+def main(argv):
+    with Display() as display:
+        for step in range(3):
+            display.note(f"step {step}")
+
+run(main)
+"""
+
+
+def shown_to(stdout, stderr):
+    command = [sys.executable, "-c", SHOWING]
+    return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, check=False, timeout=60)
+
+
+def test_an_output_without_room_ends_in_a_line():
+    with open("/dev/full", "w") as full:
+        ended = shown_to(full, subprocess.PIPE)
+    assert ended.returncode == 3
+    assert ended.stderr == "error: standard output: No space left on device\n"
+
+
+def test_a_pipe_that_nobody_reads_ends_in_a_line():
+    """As `| head -1` leaves it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = shown_to(writer, subprocess.PIPE)
+        assert ended.returncode == 3
+        assert ended.stderr == "error: standard output: Broken pipe\n"
+        assert shown_to(writer, subprocess.STDOUT).returncode == 3  # the line has no reader either
+    finally:
+        os.close(writer)

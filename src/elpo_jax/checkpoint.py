@@ -164,7 +164,8 @@ class Checkpoints:
 
     def _write_digests(self) -> None:
         """Writes the digests of the checkpoint that is about to be complete."""
-        (folder,) = self._folder.glob(f"{self._saving}.*")
+        # Not all that begins with the step, which a copy of the user's may too.
+        (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         files = (path for path in folder.rglob("*") if path.is_file() and path.parent != folder)
         digests = {str(path.relative_to(folder)): _digest(path) for path in files}
         with open(folder / _DIGESTS, "w", encoding="utf-8") as file:

@@ -13,6 +13,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -138,8 +139,9 @@ def _quiet_libraries() -> None:
 
 
 def _exit(status: int, problems: Sequence[str]) -> NoReturn:
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+    with suppress(OSError):  # the status says it where stderr can't
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -123,7 +123,8 @@ def cold_start(
       components: of the run.
       on_step: called with the number of updates made and their metrics; where it raises
         `Interrupted` the state is saved first.
-      partial: the run's own folder for the state on the way, removed when all is done.
+      partial: the run's own folder for the state on the way, removed once the cache has what it
+        came to.
       warn: told, in a line, of a cache that can't be read or written, and of a state on the way
         that is broken: all is made anew then.
 
@@ -147,7 +148,8 @@ def cold_start(
     except (OSError, RunFault) as error:
         words = os_problem(error) if isinstance(error, OSError) else str(error)
         warn(f"warning: the cold start isn't cached: {words}")
-    shutil.rmtree(partial, ignore_errors=True)
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
     return params, metrics
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -255,6 +256,11 @@ class MetricsWriter:
 
     def __init__(self, path: Path, events: Path, last_step: int | None):
         kept = [] if last_step is None else read(path, last_step)
+        for number, row in enumerate(kept, 1):  # every line is a row
+            for name, value in row.items():
+                if not _is_finite(value):
+                    shown = f"{name}={value!r}"[:80]
+                    raise _damaged(path, number, f"finite numbers, got {shown}")
         write_atomic(path, "".join(_line(row) for row in kept))
         shutil.rmtree(events, ignore_errors=True)
         events.mkdir()
@@ -330,9 +336,15 @@ def _line(row: Row) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    # Not `isfinite` of what it is: that of an integer beyond all floats raises.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _number(value: Any, name: str, step: int) -> int | float:
     value = value.item() if hasattr(value, "item") else value  # arrays of NumPy and JAX
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if not _is_finite(value):
         raise ValueError(f"{name} at step {step}: expected a finite number, got {value!r}")
     return value
 

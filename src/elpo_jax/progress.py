@@ -3,15 +3,22 @@
 On a terminal a bar with the latest numbers; elsewhere (a log file, a notebook's cell) plain lines.
 """
 
+import errno
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from elpo_jax.metrics import wilson
+from elpo_jax.workdir import naming
+
+_STDOUT = Path("standard output")
 
 Counts = Mapping[str, tuple[int, int]]  # kind of task -> (successes, trials)
 
@@ -25,8 +32,21 @@ _SHOWN = (
 )
 
 
+class _Console(Console):
+    """Its base ends the process without a word once nobody reads the pipe that it writes to."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        self.quiet = True
+        # What is still buffered would make the interpreter complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Display:
     """Shows one phase of the run at a time.
+
+    What can't be shown any more, since the disk of a log is full or nobody reads a pipe, is an
+    OSError that names the standard output.
 
     Args:
       console: where to; stdout by default.
@@ -34,7 +54,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
-        self._console = console or Console()
+        self._console = console or _Console()
         self._clock = clock
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -83,7 +103,8 @@ class Display:
 
     def show(self, table: Table) -> None:
         """Prints a table that stays."""
-        self._console.print(table)
+        with naming(_STDOUT):
+            self._console.print(table)
 
     def stop(self) -> None:
         """Ends the phase."""
@@ -103,7 +124,8 @@ class Display:
         self.stop()
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with naming(_STDOUT):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, done: int) -> str:
         parts = [

@@ -1,6 +1,7 @@
 """The loop around `trainer.Trainer`: cold start, steps, evaluation, checkpoints, resume."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ def check_claim(config: Config, folder: WorkDir) -> None:
     other = "give another --workdir for a new run"
     try:
         there = json.loads(folder.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         words = f"expected a run's settings, got {type(error).__name__}: {error}"
         raise UsageError([f"{folder.config}: {words}; put the file back, or {other}"]) from None
     if not isinstance(there, dict) or not {"algorithm", "train"} <= there.keys():
@@ -180,8 +181,10 @@ class _Run:
                 state = self._warm_up(state)
                 metrics.write(0, cold_start_metrics | self._evaluate(state, 0))
                 self._save(state, 0)
+                self._remove_cold_start()
                 state = self._steps(state, 0, metrics)
             elif restored is not None:
+                self._remove_cold_start()
                 state = self._steps(self._warm_up(restored), begun, metrics)
         self._prune_evaluations()
         self._export(state)
@@ -204,6 +207,12 @@ class _Run:
         self.display.stop()
         self.weights = weights_of(self.config.policy)
         return self.trainer.learner.init(params), metrics
+
+    def _remove_cold_start(self) -> None:
+        """Removes what a cache that can't be written left of it, now that a checkpoint has it."""
+        if self.folder.cold_start.exists():
+            self.checkpoints.wait()
+            shutil.rmtree(self.folder.cold_start, ignore_errors=True)
 
     def _restore(self) -> TrainState:
         shapes = self.trainer.learner.shapes()

@@ -1,7 +1,6 @@
 """A SentencePiece tokenizer into an exported folder, for this package and for transformers."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from elpo_jax.policy.checkpoint_folder import (
     TEMPLATE,
     TOKENIZER,
     carry_over,
+    copy_file,
 )
 from elpo_jax.policy.families import read_config
 from elpo_jax.policy.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path, tokenizer: Path, source: Path | None) -> Writt
         checkpoint=str(source or ""), tokenizer=str(tokenizer), earlier_turns=AS_SAMPLED
     )
     chat = make_chat(policy, ())
-    shutil.copyfile(tokenizer, folder / SENTENCE_PIECE)
+    copy_file(tokenizer, folder / SENTENCE_PIECE)
     settings = TokenizerSettings({}, {}) if source is None else read_settings(source)
     if not settings.templates:
         settings = TokenizerSettings({"default": EMBEDDED_TEMPLATE.read_text("utf-8")}, {})

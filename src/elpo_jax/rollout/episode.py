@@ -280,8 +280,7 @@ class Environment:
         what = f"verifier of suite {self._suite.name!r}"
         with as_failure(what):
             verdict = self._suite.verify(task, text)
-        if not isinstance(verdict, Verdict):
-            raise ToolFailure(f"{what}: expected a Verdict, got {type(verdict).__name__}")
+            _check_verdict(verdict)
         return verdict
 
     def conclude(
@@ -339,6 +338,21 @@ class Environment:
         length = progress.length + len(turn.tokens)
         after = replace(progress, turns=progress.turns + 1, length=length)
         return Outcome(step, after, end)
+
+
+def _check_verdict(verdict: Any) -> None:
+    """Raises ToolFailure unless a reward, JSON and votes can be made of what a verifier gave."""
+    if not isinstance(verdict, Verdict):
+        raise ToolFailure(f"expected a Verdict, got {type(verdict).__name__}")
+    passed = verdict.passed
+    for name, is_right in (
+        ("success", isinstance(verdict.success, bool | np.bool_)),
+        ("extracted", isinstance(verdict.extracted, str | None)),
+        ("passed", passed is None or (isinstance(passed, int | float) and 0 <= passed <= 1)),
+    ):
+        if not is_right:
+            got = repr(getattr(verdict, name))[:80]
+            raise ToolFailure(f"expected a Verdict, got one with {name}={got}")
 
 
 def clip_text(text: str, limit: int) -> str:

@@ -164,13 +164,21 @@ class ProblemSuite(abc.ABC):
 
     def _run(self, solver: Solver) -> list[Message]:
         messages: list[Message] = []
-        result: str | None = None
+        call: Call | None = None
+        result = ""
         while True:
             try:
-                call = next(solver) if result is None else solver.send(result)
+                call = solver.send(result) if call else next(solver)
             except StopIteration as stop:
                 messages.append({"role": "assistant", "content": self.final_turn(stop.value)})
                 return messages
+            except (ValueError, LookupError, ArithmeticError) as error:
+                if call is None:
+                    raise
+                # The answer was text, but not what the solver can go on from.
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+                line = f"tool {call.name!r} answered {result[:80]!r}: {why}"
+                raise RunFault([f"suite {self.name}: under its own solver: {line}"]) from error
             messages.append(call_message(call.name, call.arguments))
             try:
                 with _time_limit(MAX_CALL_SECONDS):
