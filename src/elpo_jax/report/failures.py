@@ -8,7 +8,7 @@ from typing import NamedTuple
 from elpo_jax.metrics import difference_interval, simultaneous_z
 from elpo_jax.report.documents import MODES, Critical, Episode
 from elpo_jax.report.traits import traits
-from elpo_jax.report.words import short
+from elpo_jax.report.words import last_line, short
 
 EXAMPLES = 12  # failed episodes that the report shows
 ERRORS = 6  # texts of errors that it lists
@@ -162,7 +162,7 @@ def _groups(episodes: Sequence[Episode], name: Callable[[Episode], str]) -> tupl
 
 
 def _message(episode: Episode) -> str:
-    return short(episode.error_text, 60)
+    return short(last_line(episode.error_text), 60)
 
 
 _CAPS = [{mode} for mode in ("length", "calls", "turns", "observation")]

@@ -250,7 +250,7 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
             [
                 (
                     (
-                        f"{group.does}{f' ({group.errors} errors)' if group.errors else ''}",
+                        f"{group.does}{_errors(group.errors)}",
                         f"trees/{group.example[0]}.html"
                         f"#t{group.example[1].tree}n{group.example[1].node}",
                     ),
@@ -261,6 +261,10 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
         ),
         "lost_count": len(late),
     }
+
+
+def _errors(count: int) -> str:
+    return f" ({count} error{'s' if count > 1 else ''})" if count else ""
 
 
 def _labelled(group: Group, file: TreeFile) -> tuple[str, str]:

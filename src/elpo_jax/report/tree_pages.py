@@ -17,7 +17,7 @@ from elpo_jax.report.layout import Layout, edge, lay_out
 from elpo_jax.report.origins import outputs
 from elpo_jax.report.pages import render
 from elpo_jax.report.run import Document, TreeFile
-from elpo_jax.report.words import answer, number, short, signed
+from elpo_jax.report.words import answer, last_line, number, short, signed
 
 LEAD, REPLY = 23, 14  # characters that fit into a node's two lines
 HINT = 240  # of its call and of its output, that are shown under the pointer
@@ -176,7 +176,8 @@ def _said(document: Document) -> list[str]:
             if call:
                 texts.append(short(f"{call['name']} {arguments(call['arguments'])}", SAID))
             if seen and seen["error"]:
-                texts.append(f"{seen['error'].replace('_', ' ')} {short(seen['text'], SAID)}")
+                said = short(last_line(seen["text"]), SAID)
+                texts.append(f"{seen['error'].replace('_', ' ')} {said}")
     return list(dict.fromkeys(texts))
 
 
@@ -294,7 +295,8 @@ def _node(
     lead = asked or line.does
     if leaf and leaf["end"] == "answer":
         lead = f"answer {leaf['answer']}" if leaf["answer"] is not None else "no readable answer"
-    reply = f"→ {line.output}" if outputs(node) else ""
+    said = last_line(line.output) if line.error else line.output
+    reply = f"→ {said}" if outputs(node) else ""
     hint = [short(plain(line.does), HINT), short(reply, HINT)]
     end = ("success" if leaf["success"] else "failure") if leaf else ""
     end_lines: tuple[str, ...] = ()

@@ -102,7 +102,8 @@ def judge(run: Run) -> Verdict:
         outcome, title = _outcome(before, after)
         lead = _lead(run, before, after, rows[-1]["step"])
     else:
-        outcome, title = "open", "Too early to say"
+        is_done = run.steps >= run.whole("train.steps", run.steps + 1)
+        outcome, title = "open", "Not measured" if is_done else "Too early to say"
         lead = "Two evaluations are needed to say what training changed; this run has " + (
             f"one: held-out success {shares[0]} after step {rows[0]['step']}."
             if shares
