@@ -167,6 +167,7 @@ def test_failures_are_sorted():
         ("repeated a call word for word", 3, 1),
     ]
     assert not found.telling
+    assert found.rest[1:] == (0, 0, None)
     assert [e.kind for e in found.examples] == ["ratio", "mass", "ratio"]
 
 
@@ -174,7 +175,13 @@ def test_episodes_say_how_they_failed():
     tree = document(searched_tree())
     found = list(episodes(0, tree))
     assert [e.mode for e in found] == ["unread", "", "unread", "length"]
-    assert [e.calls for e in found] == [2, 1, 2, 1]
+    called = ("lookup", None)
+    assert [e.calls for e in found] == [
+        (called, called),
+        (called,),
+        (called, called),
+        (("lookup", "tool_error"),),
+    ]
     assert [e.error for e in found] == [None, None, None, "tool_error"]
     assert [e.leaf for e in found] == [2, 3, 4, 6]
     assert does(tree["nodes"][2], "answer") == "answer"

@@ -117,6 +117,10 @@ def test_a_run_that_has_only_begun(tmp_path):
     folder.metrics.write_text(rows[1])  # a step without an evaluation
     assert "Too early to say" in read_page(write_report(folder)).text
 
+    row = {name: x for name, x in json.loads(rows[-1]).items() if not name.startswith("eval/")}
+    folder.metrics.write_text(json.dumps(row) + "\n")  # the last step, and none was evaluated
+    assert "Not measured" in read_page(write_report(folder)).text
+
 
 def test_torn_missing_and_odd_values(tmp_path):
     folder = make_run(tmp_path / "run")

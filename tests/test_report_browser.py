@@ -112,6 +112,50 @@ def test_the_index_searches_and_filters(page, folder):
     assert rows.count() == 1
 
 
+def test_a_way_of_failing_leads_to_its_tasks(page, folder):
+    visit(page, folder.report)
+    cell = page.locator("#wrong tbody tr", has_text="ratio").first.locator("td a").first
+    assert cell.inner_text() == "1"
+    cell.click()
+    assert page.get_by_label("Way of failing").input_value() == "no readable answer"
+    rows = shown(page, "#tasks tbody tr")
+    assert rows.count() == 1
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Way of failing").select_option("saw a tool error")
+    assert rows.count() == 5  # one rollout of each training tree
+    page.get_by_label("Text in question").fill("tool error 42")  # what was called and answered
+    assert rows.count() == 5
+
+
+def test_text_on_phones_is_no_smaller_than_elsewhere(page, folder):
+    page.set_viewport_size({"width": 360, "height": 800})
+    visit(page, folder.report)
+    sizes = page.eval_on_selector_all(
+        "#curves .chart text",
+        "texts => texts.map(text => parseFloat(getComputedStyle(text).fontSize)"
+        " * text.getScreenCTM().a)",
+    )
+    assert min(sizes) > 9
+
+
+def test_trees_are_printed_whole(page, folder):
+    page.emulate_media(media="print")
+    visit(page, folder.trees / "step_000004.html")
+    assert (
+        page.evaluate(
+            "getComputedStyle(document.querySelector('article:not([hidden]) .canvas')).maxHeight"
+        )
+        == "none"
+    )
+    drawing = page.locator(".canvas > svg:visible").bounding_box()
+    assert within(drawing, page.locator(".canvas:visible").bounding_box())
+    visit(page, folder.report)
+    marks = (
+        "[...document.querySelectorAll('.strip b')].map(e => getComputedStyle(e).printColorAdjust)"
+    )
+    assert set(page.evaluate(marks)) == {"exact"}
+
+
 def test_a_link_into_the_index_sets_its_filters(page, folder):
     visit(page, folder.trees / "index.html", "#kind=mass&success=every&source=nonsense")
     assert shown(page, "#tasks tbody tr").count() == 1

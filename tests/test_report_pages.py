@@ -197,3 +197,11 @@ def test_other_words():
         "2.0097e+23 g"
     )
     assert words.answer({"accepted": ["Rn", "Radon"]}) == "Rn or Radon"
+    printed = {"stdin": [{"input": "a\n", "output": "b"}], "calls": [], "function": ""}
+    assert words.answer(printed) == "1 test: 'a\\n' → 'b'"
+    called = {"calls": [{"arguments": [n, "x"], "named": {}, "results": [1, 2]} for n in range(4)]}
+    assert words.answer(called).startswith("4 tests: 0, 'x' → 1 or 2; 1, 'x' → 1 or 2; 2,")
+    assert words.answer(called).endswith("; …")
+    assert words.answer({"tests": [{"other": 1}]}) == "1 test: {'other': 1}"
+    assert words.last_line("File 1\n  ^\nSyntaxError: no\n\n") == "SyntaxError: no"
+    assert words.last_line(" \n") == ""

@@ -17,6 +17,15 @@ MODES = {
     "eos": "call without the end of turn",
 }
 
+ENDS = {
+    "answer": "answered",
+    "length": "out of tokens",
+    "calls": "out of calls",
+    "turns": "out of turns",
+    "observation": "output too long",
+    "eos": "call without the end of turn",
+}
+
 
 class Turn(NamedTuple):
     """A turn in a few words: what it did, and what came back."""
@@ -38,7 +47,7 @@ class Episode(NamedTuple):
       mode: how it failed, a key of `MODES`; '' for a success.
       error: kind of the first error that a tool answered, if any.
       error_text: what it said.
-      calls: how many were made.
+      calls: (tool, kind of error or None) of each, in order; see `does` for malformed ones.
       repeats: two of them were the same.
       solver_calls: how many the suite's solver makes; None in trees of before that was saved.
       origins: what its calls hold that nothing before them gave.
@@ -58,7 +67,7 @@ class Episode(NamedTuple):
     mode: str
     error: str | None
     error_text: str
-    calls: int
+    calls: tuple[tuple[str, str | None], ...]
     repeats: bool
     solver_calls: int | None
     origins: Origins
@@ -102,7 +111,7 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
         nodes = [document["nodes"][i] for i in path(document, leaf["node"])]
         exchanges = [each for node in nodes for each in node["exchanges"]]
         first = first_error(exchanges)
-        calls = [str(each["call"]) for each in exchanges if each["call"]]
+        asked = [str(each["call"]) for each in exchanges if each["call"]]
         yield Episode(
             task=task["id"],
             kind=task["kind"],
@@ -111,11 +120,11 @@ def episodes(number: int, document: Document) -> Iterator[Episode]:
             ordinal=leaf["ordinal"],
             given=leaf["answer"],
             success=leaf["success"],
-            mode=_mode(leaf),
+            mode=mode(leaf),
             error=first["error"] if first else None,
             error_text=first["text"] if first else "",
-            calls=len(exchanges),
-            repeats=len(set(calls)) < len(calls),
+            calls=tuple(_call(each) for each in exchanges),
+            repeats=len(set(asked)) < len(asked),
             solver_calls=task.get("calls"),
             origins=origins(document["prompt"]["text"] + task["question"], nodes),
             drifts=drifts(leaf["answer"], nodes),
@@ -154,9 +163,15 @@ def does(node: Document, end: str | None) -> str:
       The first call's tool, 'malformed call', 'answer', or 'cut turn' where a cap left neither.
     """
     if node["exchanges"]:
-        call = node["exchanges"][0]["call"]
-        return call["name"] if call else "malformed call"
+        return _call(node["exchanges"][0])[0]
     return "answer" if end == "answer" else "cut turn"
+
+
+def _call(exchange: Document) -> tuple[str, str | None]:
+    """The tool that an exchange calls, and the kind of error that it got."""
+    call, observation = exchange["call"], exchange["observation"]
+    name = str(call["name"]) if call else "malformed call"
+    return name, observation["error"] if observation else None
 
 
 def turn(node: Document) -> Turn:
@@ -185,7 +200,8 @@ def plain(text: str) -> str:
     return text.removesuffix("<|im_end|>")
 
 
-def _mode(leaf: Document) -> str:
+def mode(leaf: Document) -> str:
+    """How a trajectory failed, a key of `MODES`; '' for a success."""
     if leaf["success"]:
         return ""
     if leaf["end"] != "answer":

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from elpo_jax.metrics import difference_interval, simultaneous_z
 from elpo_jax.report.documents import MODES, Critical, Episode
-from elpo_jax.report.words import short
+from elpo_jax.report.traits import traits
+from elpo_jax.report.words import last_line, short
 
-# From this share of the tasks on, and at least so many, a number that nothing gave is a constant
-# that the policy knows: Avogadro's, or the 100 of percentages.
-CONSTANT_SHARE, CONSTANT_TASKS = 0.05, 3
 EXAMPLES = 12  # failed episodes that the report shows
 ERRORS = 6  # texts of errors that it lists
 
@@ -58,6 +56,7 @@ class Failures:
       traits: what failures have more often or less often than successes, the largest difference of
         shares first.
       telling: those that failures have more often than chance explains, the most telling first.
+      rest: episodes that have none of them.
       examples: failures of all types, those of frequent modes first.
     """
 
@@ -69,6 +68,7 @@ class Failures:
     messages: tuple[Group, ...]
     traits: tuple[Trait, ...]
     telling: tuple[Trait, ...]
+    rest: Trait
     examples: tuple[Episode, ...]
 
     def by_mode(self, mode: str) -> int:
@@ -102,7 +102,7 @@ def sort_failures(episodes: Sequence[Episode]) -> Failures:
     trials = Counter(episode.kind for episode in episodes)
     by_kind = Counter(episode.kind for episode in failed)
     by_both = Counter((episode.kind, episode.mode) for episode in failed)
-    traits = _traits(episodes)
+    found = _traits(episodes)
     return Failures(
         trials=len(episodes),
         failures=len(failed),
@@ -113,8 +113,9 @@ def sort_failures(episodes: Sequence[Episode]) -> Failures:
         ),
         errors=_groups(failed, lambda episode: (episode.error or "none").replace("_", " ")),
         messages=_groups([e for e in failed if e.error], _message)[:ERRORS],
-        traits=tuple(traits),
-        telling=_telling(traits, len(failed), len(episodes) - len(failed)),
+        traits=tuple(found),
+        telling=_telling(found, len(failed), len(episodes) - len(failed)),
+        rest=_rest(episodes),
         examples=tuple(_examples(failed, [kind for kind, _ in by_kind.most_common()], modes)),
     )
 
@@ -161,40 +162,17 @@ def _groups(episodes: Sequence[Episode], name: Callable[[Episode], str]) -> tupl
 
 
 def _message(episode: Episode) -> str:
-    return short(episode.error_text, 60)
+    return short(last_line(episode.error_text), 60)
 
 
 _CAPS = [{mode} for mode in ("length", "calls", "turns", "observation")]
-
-# In sentences such as '12 of the 40 failures called no tool; 3 of the 60 solved episodes did.'
-_TRAITS: dict[str, Callable[[Episode], bool]] = {
-    "asked a tool about something that neither the question nor a tool named": lambda e: bool(
-        e.origins.names
-    ),
-    "answered another number than the last tool output": lambda e: e.drifts,
-    "called no tool": lambda e: not e.calls,
-    "repeated a call word for word": lambda e: e.repeats,
-    "saw a tool error": lambda e: e.error is not None,
-    "made fewer calls than the solver": lambda e: (
-        e.solver_calls is not None and e.calls < e.solver_calls
-    ),
-    "made more calls than the solver": lambda e: (
-        e.solver_calls is not None and e.calls > e.solver_calls
-    ),
-}
 
 
 def _traits(episodes: Sequence[Episode]) -> list[Trait]:
     failed = [episode for episode in episodes if not episode.success]
     solved = [episode for episode in episodes if episode.success]
-    constants = _constants(episodes)
-    traits = _TRAITS | {
-        "put a number into a call that neither the question nor a tool gave": lambda e: bool(
-            e.origins.numbers - constants
-        )
-    }
     found = []
-    for name, has in traits.items():
+    for name, has in traits(episodes).items():
         losers = [episode for episode in failed if has(episode)]
         winners = sum(map(has, solved))
         # Episodes out of calls all made many, for one: the table of ways to fail says that.
@@ -204,12 +182,13 @@ def _traits(episodes: Sequence[Episode]) -> list[Trait]:
     return sorted(found, key=lambda t: abs(_excess(t, len(failed), len(solved))), reverse=True)
 
 
-def _constants(episodes: Sequence[Episode]) -> set[float]:
-    """Numbers that calls of many tasks hold although nothing gave them."""
-    uses = {(number, episode.task) for episode in episodes for number in episode.origins.numbers}
-    tasks = len({episode.task for episode in episodes})
-    least = max(CONSTANT_TASKS, CONSTANT_SHARE * tasks)
-    return {number for number, count in Counter(n for n, _ in uses).items() if count >= least}
+def _rest(episodes: Sequence[Episode]) -> Trait:
+    """Episodes without any trait: how much the traits leave open."""
+    known = traits(episodes).values()
+    left = [episode for episode in episodes if not any(has(episode) for has in known)]
+    failed = [episode for episode in left if not episode.success]
+    example = failed[0] if failed else None
+    return Trait("did none of these", len(failed), len(left) - len(failed), example)
 
 
 def _excess(trait: Trait, failures: int, successes: int) -> float:
@@ -217,7 +196,7 @@ def _excess(trait: Trait, failures: int, successes: int) -> float:
     return trait.failed / max(1, failures) - trait.solved / max(1, successes)
 
 
-def _telling(traits: Sequence[Trait], failures: int, successes: int) -> tuple[Trait, ...]:
+def _telling(candidates: Sequence[Trait], failures: int, successes: int) -> tuple[Trait, ...]:
     """Traits that failures have more often, at 95 % for all traits together.
 
     The difference of shares has an interval above 0, as wide as all traits ask for; then, without
@@ -226,7 +205,7 @@ def _telling(traits: Sequence[Trait], failures: int, successes: int) -> tuple[Tr
     if not failures or not successes:
         return ()
     found: list[Trait] = []
-    left = list(traits)
+    left = list(candidates)
     while left:
         z = simultaneous_z(len(left))
         above = [

@@ -9,6 +9,7 @@ NODE_WIDTH, NODE_HEIGHT = 164, 44
 ROOT_WIDTH = 84
 GAP, ROW = 22, 62  # between columns; from row to row
 MARGIN, END_WIDTH = 14, 118  # END_WIDTH: room for the verdict behind a leaf
+TOP = 22  # margin above the first row: what searches say of a node stands there
 
 
 class Place(NamedTuple):
@@ -60,13 +61,13 @@ def lay_out(parents: Sequence[int]) -> Layout:
             rows[node] = (rows[below[0]] + rows[below[-1]]) / 2
     first = MARGIN + ROOT_WIDTH + GAP
     places = [
-        Place(first + (depth[node] - 1) * (NODE_WIDTH + GAP), MARGIN + rows[node] * ROW)
+        Place(first + (depth[node] - 1) * (NODE_WIDTH + GAP), TOP + rows[node] * ROW)
         for node in range(len(parents))
     ]
     columns = max(depth, default=0)
     width = first + columns * (NODE_WIDTH + GAP) - GAP + END_WIDTH + MARGIN
-    height = MARGIN * 2 + max(1, len(order)) * ROW - (ROW - NODE_HEIGHT)
-    return Layout(Place(MARGIN, MARGIN + rows[-1] * ROW, ROOT_WIDTH), tuple(places), width, height)
+    height = TOP + MARGIN + max(1, len(order)) * ROW - (ROW - NODE_HEIGHT)
+    return Layout(Place(MARGIN, TOP + rows[-1] * ROW, ROOT_WIDTH), tuple(places), width, height)
 
 
 def edge(parent: Place, child: Place) -> str:

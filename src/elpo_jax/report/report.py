@@ -5,6 +5,7 @@ or was killed. It needs no accelerator and imports no jax.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +13,18 @@ from typing import Any
 
 from elpo_jax.errors import UsageError
 from elpo_jax.metrics import TABLE, lookup
+from elpo_jax.report.brief import brief, summary
 from elpo_jax.report.charts import sparkline
-from elpo_jax.report.documents import Critical, Episode, criticals, episodes
+from elpo_jax.report.documents import ENDS, Critical, Episode, criticals, episodes
 from elpo_jax.report.failures import (
     Failures,
     Group,
-    LostAt,
     lost_at,
-    mode_words,
     moves,
     sort_failures,
 )
 from elpo_jax.report.faults import faults
+from elpo_jax.report.habits import habits, tools
 from elpo_jax.report.pages import render
 from elpo_jax.report.panels import (
     EPISODES,
@@ -37,13 +38,12 @@ from elpo_jax.report.panels import (
 from elpo_jax.report.plots import write_plots
 from elpo_jax.report.run import Document, Points, Run, TreeFile, read_run, read_trees, tree_files
 from elpo_jax.report.run import total as total_counts
-from elpo_jax.report.tree_pages import ENDS, IndexRow, index_page, index_rows, tree_page
+from elpo_jax.report.tree_pages import IndexRow, index_page, index_rows, tree_page
 from elpo_jax.report.verdict import Change, changes, judge, phases
 from elpo_jax.report.words import NOTHING, number, percent
 from elpo_jax.workdir import WorkDir, write_atomic
 
 PAGES = 100  # files of trees that get a page, if no other number is asked for
-TELLING = 2  # traits of failures that the summary tells
 BINS = 5  # of the histogram of t_crit / (K + 1)
 
 # What reading a file of trees may raise that isn't as a run writes it, or is nested too deeply.
@@ -69,6 +69,8 @@ class _Trees:
       left_out: how many have none.
       rows: of the index.
       criticals: (file, critical step) of the training steps' searches.
+      searches: those of the training steps: how many, how many that probed an anchor, how many
+        that were resolved.
       evaluations: the episodes of the evaluations, by step.
       problems: files that couldn't be read.
     """
@@ -77,6 +79,7 @@ class _Trees:
     left_out: int = 0
     rows: list[IndexRow] = field(default_factory=list)
     criticals: list[tuple[TreeFile, Critical]] = field(default_factory=list)
+    searches: Counter[str] = field(default_factory=Counter)
     evaluations: dict[int, list[Episode]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -141,6 +144,10 @@ def _note(found: _Trees, file: TreeFile, documents: Sequence[Document]) -> None:
     else:
         named = [each for i, tree in enumerate(documents) for each in criticals(i, tree)]
         found.criticals += [(file, critical) for critical in named]
+        searches = [each for tree in documents for each in tree["localizations"]]
+        found.searches["all"] += len(searches)
+        found.searches["probed"] += sum(bool(each["probes"]) for each in searches)
+        found.searches["resolved"] += sum(each["resolved"] for each in searches)
     found.rows += rows
 
 
@@ -159,6 +166,9 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
     by_kind = changes(run, "kind")
     total = Change("all", verdict.before, verdict.after) if verdict.before else None
     settings = run.settings()
+    wrong = _failures(run, trees)
+    before, now = _first_and_newest(trees)
+    changed_habits = habits(before, now)
     return {
         "run": run,
         "about": _about(run),
@@ -183,8 +193,18 @@ def _context(run: Run, trees: _Trees) -> dict[str, Any]:
         "metrics": _all_metrics(run),
         "evaluated": total_counts(evaluations[-1])[1] if evaluations else 0,
         **_localisation(run, trees),
-        **_failures(run, trees),
+        **wrong,
+        "brief": brief(run, verdict, changed_habits, wrong["failures"]),
+        "habits": changed_habits,
+        "tools": tools(before, now),
     }
+
+
+def _first_and_newest(trees: _Trees) -> tuple[list[Episode], list[Episode]]:
+    """The saved episodes of the first and of the newest evaluation; the first empty if alone."""
+    steps = sorted(trees.evaluations)
+    first = trees.evaluations[steps[0]] if len(steps) > 1 else []
+    return first, trees.evaluations[steps[-1]] if steps else []
 
 
 def _what_was_read(trees: _Trees) -> str:
@@ -219,7 +239,7 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
     lost = lost_at(late)
     return context | {
         "failures": found,
-        "summary": _summary(found, lost),
+        "summary": summary(found, lost),
         "newest": saved[last],
         "oldest": saved[first],
         "moved": moves(trees.evaluations[first], trees.evaluations[last]) if first < last else None,
@@ -230,7 +250,7 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
             [
                 (
                     (
-                        f"{group.does}{f' ({group.errors} errors)' if group.errors else ''}",
+                        f"{group.does}{_errors(group.errors)}",
                         f"trees/{group.example[0]}.html"
                         f"#t{group.example[1].tree}n{group.example[1].node}",
                     ),
@@ -243,43 +263,8 @@ def _failures(run: Run, trees: _Trees) -> dict[str, Any]:
     }
 
 
-def _summary(found: Failures, lost: Sequence[LostAt]) -> str:
-    """The failures in a few sentences, what sets them apart first."""
-    if not found.failures:
-        return ""
-    solved = found.trials - found.failures
-    parts = [
-        f"{trait.failed} of the {found.failures} failures {trait.name}; {trait.solved} of the "
-        f"{solved} solved episodes did."
-        for trait in found.telling[:TELLING]
-    ]
-    if not parts and found.traits and solved:
-        parts.append(
-            "Nothing that is looked for here is found in failures more often than in solved "
-            "episodes, beyond chance."
-        )
-    mode = max(found.modes, key=lambda mode: found.by_mode(mode))
-    way = f"“{mode_words(mode)}” ({found.by_mode(mode)} of {found.failures})"
-    parts.append(f"The most frequent way to fail is {way}{_types(found)}.")
-    if lost:
-        searches = sum(group.size for group in lost)
-        parts.append(
-            f"In training, BEL lately placed the loss most often at: {lost[0].does} "
-            f"({lost[0].size} of {searches} searches)."
-        )
-    return " ".join(parts)
-
-
-def _types(found: Failures) -> str:
-    """Which type has the most failures, and which the largest share; nothing if there is one."""
-    most = found.kinds[0]
-    if most.failures == found.failures:
-        return ""
-    worst = max(found.kinds, key=lambda row: (row.failures / row.trials, row.trials))
-    text = f", the most frequent type is {most.kind} ({most.failures} of {found.failures})"
-    if worst is not most:
-        text += f"; {worst.kind} fails most often ({worst.failures} of its {worst.trials})"
-    return text
+def _errors(count: int) -> str:
+    return f" ({count} error{'s' if count > 1 else ''})" if count else ""
 
 
 def _labelled(group: Group, file: TreeFile) -> tuple[str, str]:
@@ -307,10 +292,22 @@ def _localisation(run: Run, trees: _Trees) -> dict[str, Any]:
         if positions
         else [],
         "position_count": len(positions),
-        "searched": f"BEL searched about {number(round(searches * prompts))} failed trajectories "
-        "for their first irrecoverable step (search: "
-        f"{run.config.get('rollout.search', '?')}).",
+        "searched": f"BEL took up about {number(round(searches * prompts))} failed trajectories "
+        "to find their first irrecoverable step (search: "
+        f"{run.config.get('rollout.search', '?')}).{_probed(trees)}",
     }
+
+
+def _probed(trees: _Trees) -> str:
+    """How many searches the budget allowed: one that comes when it is spent probes nothing."""
+    found = trees.searches
+    if not found["all"]:
+        return ""
+    return (
+        f" Of {number(found['all'])} such searches in {_what_was_read(trees)}, "
+        f"{number(found['probed'])} had budget for a probe and {number(found['resolved'])} were "
+        "resolved."
+    )
 
 
 def _endings(run: Run) -> list[tuple[str, str, str]]:

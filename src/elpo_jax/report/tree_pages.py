@@ -2,22 +2,26 @@
 
 from typing import NamedTuple
 
-from elpo_jax.report.documents import does, path, plain, turn
+from elpo_jax.report.documents import (
+    ENDS,
+    arguments,
+    does,
+    first_error,
+    mode,
+    path,
+    plain,
+    turn,
+)
+from elpo_jax.report.failures import mode_words
 from elpo_jax.report.layout import Layout, edge, lay_out
 from elpo_jax.report.origins import outputs
 from elpo_jax.report.pages import render
 from elpo_jax.report.run import Document, TreeFile
-from elpo_jax.report.words import answer, number, short, signed
+from elpo_jax.report.words import answer, last_line, number, short, signed
 
-LEAD, REPLY = 23, 15  # characters that fit into a node's two lines
-ENDS = {
-    "answer": "answered",
-    "length": "out of tokens",
-    "calls": "out of calls",
-    "turns": "out of turns",
-    "observation": "output too long",
-    "eos": "call without the end of turn",
-}
+LEAD, REPLY = 23, 14  # characters that fit into a node's two lines
+HINT = 240  # of its call and of its output, that are shown under the pointer
+SAID = 80  # characters of a call or an error that the index searches
 
 
 class NodeView(NamedTuple):
@@ -37,6 +41,7 @@ class NodeView(NamedTuple):
       critical, elc: of the document.
       name: for screen readers.
       title: of its details.
+      hint: what it does and what came back, under the pointer.
       values: (label, value) for its details.
       document: of the node.
     """
@@ -60,6 +65,7 @@ class NodeView(NamedTuple):
     elc: bool
     name: str
     title: str
+    hint: str
     values: tuple[tuple[str, str], ...]
     document: Document
 
@@ -76,7 +82,11 @@ class SearchView(NamedTuple):
 
 
 class TreeView(NamedTuple):
-    """A tree on its page; `chosen` is the node that is open at first."""
+    """A tree on its page.
+
+    `chosen` is the node that is open at first; `only` the one tool that is called, whose name then
+    isn't drawn at each node ('' if there are several).
+    """
 
     number: int
     document: Document
@@ -85,11 +95,16 @@ class TreeView(NamedTuple):
     layout: Layout
     nodes: tuple[NodeView, ...]
     searches: tuple[SearchView, ...]
+    only: str
     chosen: int
 
 
 class IndexRow(NamedTuple):
-    """A tree in the index; `text` is what the search looks through, in small letters."""
+    """A tree in the index.
+
+    `ways` are those in which its rollouts failed, in words, a tool error among them; `text` is what
+    the search looks through, in small letters.
+    """
 
     page: str
     source: str
@@ -101,6 +116,7 @@ class IndexRow(NamedTuple):
     rollouts: int
     searches: int
     resolved: int
+    ways: tuple[str, ...]
     text: str
 
 
@@ -126,13 +142,15 @@ def index_page(rows: list[IndexRow], files: list[TreeFile], left_out: int) -> st
       left_out: files without one.
     """
     kinds = sorted({row.kind for row in rows})
-    return render("index", rows=rows, files=files, kinds=kinds, left_out=left_out)
+    ways = sorted({way for row in rows for way in row.ways})
+    return render("index", rows=rows, files=files, kinds=kinds, ways=ways, left_out=left_out)
 
 
 def _index_row(file: TreeFile, number: int, document: Document) -> IndexRow:
     task, leaves = document["task"], document["leaves"]
     given = {str(leaf["answer"]) for leaf in leaves if leaf["answer"] is not None}
     words = [task["id"], task["kind"], task["question"], answer(task["answer"]), *sorted(given)]
+    words += [file.title, *_said(document)]
     return IndexRow(
         page=file.name,
         source=file.title,
@@ -144,8 +162,36 @@ def _index_row(file: TreeFile, number: int, document: Document) -> IndexRow:
         rollouts=len(leaves),
         searches=len(document["localizations"]),
         resolved=sum(found["resolved"] for found in document["localizations"]),
-        text=" ".join(" ".join([*words, file.title]).lower().split())[:2000],
+        ways=tuple(_ways(document)),
+        text=" ".join(" ".join(words).lower().split())[:2000],
     )
+
+
+def _said(document: Document) -> list[str]:
+    """What the calls of a tree asked, and what errors they got; each once."""
+    texts = []
+    for node in document["nodes"]:
+        for exchange in node["exchanges"]:
+            call, seen = exchange["call"], exchange["observation"]
+            if call:
+                texts.append(short(f"{call['name']} {arguments(call['arguments'])}", SAID))
+            if seen and seen["error"]:
+                said = short(last_line(seen["text"]), SAID)
+                texts.append(f"{seen['error'].replace('_', ' ')} {said}")
+    return list(dict.fromkeys(texts))
+
+
+def _ways(document: Document) -> list[str]:
+    """In which ways a tree's rollouts failed, each once."""
+    ways = []
+    for leaf in document["leaves"]:
+        if leaf["success"]:
+            continue
+        ways.append(mode_words(mode(leaf)))
+        nodes = path(document, leaf["node"])
+        if any(first_error(document["nodes"][i]["exchanges"]) for i in nodes):
+            ways.append("saw a tool error")
+    return sorted(set(ways))
 
 
 def _view(number: int, document: Document) -> TreeView:
@@ -154,7 +200,8 @@ def _view(number: int, document: Document) -> TreeView:
     searches = [_search(document, i) for i in range(len(document["localizations"]))]
     tags = _tags(document, searches)
     leaves = {leaf["node"]: leaf for leaf in document["leaves"]}
-    views = [_node(document, node, places, leaves.get(node["id"]), tags) for node in nodes]
+    only = _only_tool(document)
+    views = [_node(document, node, places, leaves.get(node["id"]), tags, only) for node in nodes]
     named = [search.critical for search in searches if search.critical is not None]
     failed = [leaf["node"] for leaf in document["leaves"] if not leaf["success"]]
     return TreeView(
@@ -165,8 +212,16 @@ def _view(number: int, document: Document) -> TreeView:
         layout=places,
         nodes=tuple(views),
         searches=tuple(searches),
+        only=only,
         chosen=next(iter([*named, *failed, *leaves]), 0),
     )
+
+
+def _only_tool(document: Document) -> str:
+    """The tool of all calls, if they are of one."""
+    calls = [each["call"] for node in document["nodes"] for each in node["exchanges"]]
+    names = {str(call["name"]) for call in calls if call}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _letter(number: int) -> str:
@@ -199,7 +254,7 @@ def _search(document: Document, number: int) -> SearchView:
         letter=_letter(number),
         leaf=found["leaf"],
         critical=found["critical_node"] if found["resolved"] else None,
-        intro=f"of failed rollout {found['ordinal']}, {calls} tool calls",
+        intro=f"of failed rollout {found['ordinal']}, {calls} tool call{'s' if calls != 1 else ''}",
         anchors=tuple(anchors),
         outcome=outcome,
     )
@@ -229,15 +284,20 @@ def _node(
     places: Layout,
     leaf: Document | None,
     tags: dict[int, list[str]],
+    only: str,
 ) -> NodeView:
     place = places.places[node["id"]]
     above = places.root if node["parent"] < 0 else places.places[node["parent"]]
     line, credit = turn(node), node["credit"]
     advantage = credit.get("hierarchical")
-    lead = line.does
+    calls = [each["call"] for each in node["exchanges"] if each["call"]]
+    asked = "; ".join(arguments(call["arguments"]) for call in calls) if only else ""
+    lead = asked or line.does
     if leaf and leaf["end"] == "answer":
         lead = f"answer {leaf['answer']}" if leaf["answer"] is not None else "no readable answer"
-    reply = f"→ {line.output}" if outputs(node) else ""
+    said = last_line(line.output) if line.error else line.output
+    reply = f"→ {said}" if outputs(node) else ""
+    hint = [short(plain(line.does), HINT), short(reply, HINT)]
     end = ("success" if leaf["success"] else "failure") if leaf else ""
     end_lines: tuple[str, ...] = ()
     if leaf:
@@ -267,6 +327,7 @@ def _node(
         elc=node["elc"],
         name=_spoken(title, line.output, advantage, marks, end_lines, node["elc"]),
         title=title,
+        hint="\n".join(filter(None, hint)),
         values=_values(node, leaf),
         document=node,
     )

@@ -102,7 +102,8 @@ def judge(run: Run) -> Verdict:
         outcome, title = _outcome(before, after)
         lead = _lead(run, before, after, rows[-1]["step"])
     else:
-        outcome, title = "open", "Too early to say"
+        is_done = run.steps >= run.whole("train.steps", run.steps + 1)
+        outcome, title = "open", "Not measured" if is_done else "Too early to say"
         lead = "Two evaluations are needed to say what training changed; this run has " + (
             f"one: held-out success {shares[0]} after step {rows[0]['step']}."
             if shares
@@ -148,7 +149,7 @@ def _outcome(before: Share, after: Share) -> tuple[str, str]:
 
 def _lead(run: Run, before: Share, after: Share, step: int) -> str:
     low, high = difference_interval(before, after)
-    algorithm = str(run.config.get("algorithm", "RL"))
+    algorithm = str(run.config.get("algorithm", "RL")).upper()
     return (
         f"After {step} steps of {algorithm} the policy solves {after} held-out tasks; before RL "
         f"it solved {before}. That is a change of "
@@ -168,18 +169,45 @@ def _reasons(run: Run, first: Row, last: Row) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _answering(first: Row, last: Row) -> str:
-    """Splits the change between ending with an answer and that answer being right.
+class Answering(NamedTuple):
+    """A change of success, split between ending with an answer and that answer being right.
 
-    With a the share that answers and r the share of answers that is right, success is a r and its
-    change is Δa (r₁+r₂)/2 + Δr (a₁+a₂)/2 exactly.
+    Attributes:
+      answering: share of the episodes that end with an answer, before and now.
+      right: share of these answers that is right, before and now.
     """
+
+    answering: tuple[float, float]
+    right: tuple[float, float]
+
+    @property
+    def points(self) -> tuple[float, float]:
+        """What either adds to the change of success.
+
+        With a the share that answers and r the share of answers that is right, success is a r and
+        its change is Δa (r₁+r₂)/2 + Δr (a₁+a₂)/2 exactly.
+        """
+        (a1, a2), (r1, r2) = self.answering, self.right
+        return (a2 - a1) * (r1 + r2) / 2, (r2 - r1) * (a1 + a2) / 2
+
+
+def answering(first: Row, last: Row) -> Answering | None:
+    """Splits the change between two evaluations; None if one has no episode with an answer."""
     name = "eval/end_answer"
     if not (first.get(name) and last.get(name)):
+        return None
+    return Answering(
+        (first[name], last[name]),
+        (first["eval/success"] / first[name], last["eval/success"] / last[name]),
+    )
+
+
+def _answering(first: Row, last: Row) -> str:
+    split = answering(first, last)
+    if not split:
         return ""
-    a1, a2 = first[name], last[name]
-    r1, r2 = first["eval/success"] / a1, last["eval/success"] / a2
-    by_answering, by_being_right = (a2 - a1) * (r1 + r2) / 2, (r2 - r1) * (a1 + a2) / 2
+    (a1, a2), (r1, r2) = split.answering, split.right
+    by_answering, by_being_right = split.points
     return (
         f"Episodes that end with an answer: {percent(a1)} before, {percent(a2)} now "
         f"({points(by_answering)} points of success). Answers that are right: {percent(r1)} "

@@ -6,6 +6,7 @@ from typing import Any
 from elpo_jax.metrics import wilson
 
 NOTHING = "\N{EN DASH}"
+TESTS = 3  # of an answer that are shown
 MAX_TEXT = 8_000  # characters of one turn or output on a page
 
 
@@ -63,10 +64,26 @@ def short(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def last_line(text: str) -> str:
+    """The last line that isn't empty: of a traceback what was raised."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
 def answer(value: Any) -> str:
     """A task's answer as its suite stores it, without what only tells how to compare it."""
     if not isinstance(value, dict):
         return str(value)
+    tests = [
+        each
+        for part in value.values()
+        if isinstance(part, list)
+        for each in part
+        if isinstance(each, dict)
+    ]
+    if tests:
+        named = [_test(test) for test in tests[:TESTS]] + ["…"] * (len(tests) > TESTS)
+        return f"{len(tests)} test{'s' if len(tests) > 1 else ''}: {'; '.join(named)}"
     parts = []
     for name, part in value.items():
         if name in ("type", "rtol"):
@@ -78,3 +95,17 @@ def answer(value: Any) -> str:
         else:
             parts.append(str(part))
     return " ".join(parts)
+
+
+def _test(test: dict[str, Any]) -> str:
+    """A test of a program as 'what goes in → what comes out'."""
+    results = test.get("results")
+    given = test.get("input", test.get("arguments"))
+    if isinstance(given, list):
+        given = ", ".join(map(repr, given))
+    elif given is not None:
+        given = repr(given)
+    wanted = " or ".join(map(repr, results)) if isinstance(results, list) else test.get("output")
+    if given is None or wanted is None:
+        return str(test)
+    return f"{given} → {wanted if isinstance(results, list) else repr(wanted)}"
