@@ -10,20 +10,24 @@ import pickle
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scripted import END_OF_TURN, MAX_LENGTH, ScriptedEnvironment, task
 
 from elpo_jax.algorithms import ALGORITHMS
 from elpo_jax.checkpoint import Checkpoints
+from elpo_jax.cold_start import make_supervised_learner
 from elpo_jax.components import ROLLOUT, Components
-from elpo_jax.config import from_dict
+from elpo_jax.config import SFTConfig, from_dict
 from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.batch import trajectory_rows
+from elpo_jax.learner.sft import sft_rows
 from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import AXES, make_mesh
 from elpo_jax.progress import Display
@@ -142,7 +146,31 @@ def run_on(mesh, reference):
     found["learnt_and_back"] = arrays(through_checkpoint(learnt, first))
     found["compiles"] = (compiles, trainer.compiles)
     found["programs"] = programs(trainer, fresh)
+    found["cold_start"], found["taught"] = supervised(trainer, fresh.params, trees)
     return found, (fresh, trees)
+
+
+def supervised(trainer, params, trees):
+    """Two updates on demonstrations, whose number divides by no mesh: metrics, and the state."""
+    components = trainer.components
+    config = replace(components.config, sft=SFTConfig(steps=2))
+    learner = make_supervised_learner(config, components.model, components.mesh)
+    state, found = learner.init(jax.tree.map(jnp.copy, params)), []
+    rows = sft_rows([(tokens, tokens % 2 == 0) for tokens in conversations(trees)])
+    for _ in range(2):
+        state, metrics = learner.update(state, rows)
+        found.append(metrics)
+    return found, arrays(state)
+
+
+def conversations(trees):
+    """The tokens of the first rollout of each tree, and of one more."""
+    first = [np.concatenate([tree.prompt, *leaf_steps(tree)]) for tree in trees]
+    return [*first, first[0][::-1]]
+
+
+def leaf_steps(tree):
+    return [tree.nodes[node].step.tokens for node in tree.path(tree.leaves[0].node)]
 
 
 def through_checkpoint(state, target):

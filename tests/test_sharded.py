@@ -95,6 +95,19 @@ def has_same_tokens(steps, others):
     )
 
 
+def assert_learnt_alike(before, ours, theirs):
+    """AdamW turns the rounding of a gradient near 0 into a share of a whole step (1e-3), so single
+    numbers are held to a looser bound than the update as a whole."""
+    difference, movement = [], []
+    for name, after in ours.items():
+        if name.startswith(".params"):
+            np.testing.assert_allclose(theirs[name], after, atol=2e-4, err_msg=name)
+            difference.append((theirs[name] - after).ravel())
+            movement.append((after - before[name]).ravel())
+    ratio = np.linalg.norm(np.concatenate(difference)) / np.linalg.norm(np.concatenate(movement))
+    assert ratio < 1e-3
+
+
 def test_parameters_begin_alike_and_checkpoints_go_from_mesh_to_mesh(runs):
     _, one, mesh = runs
     assert_same(one["fresh"], mesh["fresh"])
@@ -124,16 +137,17 @@ def test_equal_rows_teach_alike(runs):
     assert one["update"]["policy/clip_frac_low"] > 0
     for name, value in one["update"].items():
         assert mesh["update"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    # AdamW turns the rounding of a gradient near 0 into a share of a whole step (1e-3), so single
-    # numbers are held to a looser bound than the update as a whole.
-    difference, movement = [], []
-    for name, after in one["learnt"].items():
-        if name.startswith(".params"):
-            np.testing.assert_allclose(mesh["learnt"][name], after, atol=2e-4, err_msg=name)
-            difference.append((mesh["learnt"][name] - after).ravel())
-            movement.append((after - one["fresh"][name]).ravel())
-    ratio = np.linalg.norm(np.concatenate(difference)) / np.linalg.norm(np.concatenate(movement))
-    assert ratio < 1e-3
+    assert_learnt_alike(one["fresh"], one["learnt"], mesh["learnt"])
+
+
+def test_demonstrations_teach_alike(runs):
+    _, one, mesh = runs
+    (first, second), others = one["cold_start"], mesh["cold_start"]
+    assert second["sft/loss"] < first["sft/loss"]
+    for ours, theirs in zip((first, second), others, strict=True):
+        for name, value in ours.items():
+            assert theirs[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert_learnt_alike(one["fresh"], one["taught"], mesh["taught"])
 
 
 def test_a_mesh_repeats_itself_bit_for_bit(runs):
