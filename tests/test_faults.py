@@ -9,17 +9,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import processes
 import pytest
-from processes import TINY, assert_same, checkpoints, finish, garble, has_begun, outcome, wait_for
+from processes import TINY, assert_same, checkpoints, finish, garble, outcome
 from rich.console import Console
 
 from elpo_jax import cli, replay
@@ -390,34 +387,6 @@ def test_a_nan_in_a_checkpoint_is_met_by_the_sampler(components, workdir, capsys
     (dump,) = (workdir / "faults").iterdir()
     _, again = replayed(dump, capsys)
     assert "first is among the parameters: nan at ['head']['kernel'][0, 0]" in again
-
-
-# Ctrl-C.
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_every_phase(undisturbed, start, tmp_path):
-    """One line, 130, and the next start goes on with what there is."""
-    workdir = tmp_path / "run"
-    for phase, signals, said in (
-        ("cold start 7", 1, r": stopped, saved update \d+ of the cold start; the same command"),
-        ("compilation 1", 2, r"^error: interrupted$"),
-        ("evaluation 1", 1, r": stopped, saved step 0; the same command goes on$"),
-        ("evaluation 1", 1, r": stopped, saved step 2; the same command goes on$"),
-    ):
-        process = start(workdir, **{"sft.cache_dir": tmp_path / "cold"})
-        wait_for(partial(has_begun, workdir, phase), process, phase)
-        for _ in range(signals):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.02)
-        output = finish(process, status=130)
-        assert "SIGINT: stopping as soon as nothing is lost; again: at once\n" in output
-        assert re.search(said, output, re.MULTILINE), output
-        assert "Traceback" not in output
-    output = finish(start(workdir, **{"sft.cache_dir": tmp_path / "cold"}))
-    assert "going on after step 2" in output
-    assert_same(undisturbed, outcome(workdir))
-    assert not (workdir / "cold_start").exists()
 
 
 # Exit statuses.

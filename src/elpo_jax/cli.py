@@ -8,6 +8,7 @@ an exit status that `run` explains.
 
 import logging
 import re
+import signal
 import sys
 import traceback
 import types
@@ -111,6 +112,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     status 1, is a bug of this package.
     """
     _quiet_libraries()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `elpo_jax`, while all is imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(sys.argv)
     except UsageError as error:
