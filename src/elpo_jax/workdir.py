@@ -147,6 +147,22 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def check_file(path: Path) -> None:
+    """For before what takes long; what is there stands.
+
+    Raises:
+      UsageError: no file can be written there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise UsageError([f"{path}: expected a file to write, got: {error.strerror}"]) from None
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that a kill or a full disk leaves the old content or the new one.
 
