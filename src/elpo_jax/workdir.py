@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -135,6 +137,44 @@ class WorkDir:
 def cache_root() -> Path:
     """Where what can be made again is kept: $XDG_CACHE_HOME/elpo_jax, or ~/.cache/elpo_jax."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elpo_jax"
+
+
+@contextmanager
+def cache_entry(folder: Path) -> Iterator[Path]:
+    """A folder under a temporary name, `.NAME.PID`, which is `folder` once the block is through.
+
+    What processes that are gone left under such names is removed.
+
+    Raises:
+      OSError: the cache can't be written.
+    """
+    for path in folder.parent.glob(".*.*"):
+        number = path.name.rpartition(".")[2]
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if not folder.exists():  # else another run was faster
+            os.rename(temporary, folder)
+    finally:
+        for _ in range(20):  # a save that failed may still write some of its files
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not temporary.exists():
+                break
+            time.sleep(0.1)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        pass
+    return True
 
 
 @contextmanager
