@@ -104,12 +104,17 @@ runpy.run_module("elpo_jax.train", run_name="__main__", alter_sys=True)
 """
 
 
+def flags(settings):
+    """The experiment and these settings of it, as an entry point's arguments."""
+    keys = (f"--config.{key}={value}" for key, value in settings.items())
+    return ["--config", str(ROOT / "experiments" / "sci.py"), *keys]
+
+
 def command(settings, workdir, prelude=""):
     """`prelude` is code that runs first."""
     return [
-        *(sys.executable, "-c", prelude + ANNOUNCING, "--config", "experiments/sci.py"),
+        *(sys.executable, "-c", prelude + ANNOUNCING, *flags(settings)),
         *("--workdir", str(workdir)),
-        *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
 
 

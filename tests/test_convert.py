@@ -13,14 +13,16 @@ import processes
 import pytest
 from processes import TINY
 from rich.console import Console
+from safetensors.numpy import save_file
 from test_export import OWN_TOKENIZER, assert_same, tensors_in
 
-from elpo_jax import convert, evaluate
+from elpo_jax import convert, evaluate, plan
 from elpo_jax.cold_start import cache_folder, cold_start
 from elpo_jax.components import build
 from elpo_jax.config import from_dict
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.interrupt import Interrupts
+from elpo_jax.policy import export
 from elpo_jax.policy.families import read_config
 from elpo_jax.policy.tokenizer import EMBEDDED_TOKENIZER, SentencePieceTokenizer
 from elpo_jax.progress import Display
@@ -260,7 +262,7 @@ def test_a_run_from_a_checkpoint_leaves_one(trained, tmp_path, capsys):
     assert config["base_model_name_or_path"] == str(source)
 
 
-def test_a_finished_run_exports_once(trained, tmp_path):
+def test_a_finished_run_exports_once(trained, tmp_path, monkeypatch):
     workdir, _ = trained
     shutil.copytree(workdir, tmp_path / "run")
     folder = WorkDir(tmp_path / "run")
@@ -271,6 +273,15 @@ def test_a_finished_run_exports_once(trained, tmp_path):
     assert file.stat().st_mtime_ns == stamp
     # A run that was killed before it could, does so when it is taken up again.
     shutil.rmtree(folder.export)
+    monkeypatch.setattr(
+        export, "save_file", lambda tensors, _, about: save_file(tensors, "/dev/full", about)
+    )
+    with pytest.raises(RunFault) as caught:
+        run(config, folder.path)
+    (line,) = caught.value.problems
+    full = f"{file}: No space left on device; saved step 1; once that is mended the same command"
+    assert line == f"{full} goes on"
+    monkeypatch.undo()
     assert "for others" in run(config, folder.path)
     assert file.read_bytes() == content
 
@@ -326,6 +337,27 @@ def test_what_convert_cannot_do(trained, tmp_path, more, words):
     (line,) = caught.value.problems
     assert line.endswith(words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(convert, "load", None)
+    monkeypatch.setattr(evaluate, "build", None)
+    monkeypatch.setattr(plan, "make_plan", None)
+    with pytest.raises(UsageError, match=r"^/proc/out: expected a place for a new folder, got: No"):
+        converted(trained[0], Path("/proc/out"))
+    argv = ["", "--config", "experiments/sci.py"]
+    for place, reason in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "missing" / "out.json", "No such file or directory"),
+        (Path("/proc/out.json"), "No such file or directory"),
+    ):
+        for main, more in ((evaluate.main, ["--checkpoint", "any"]), (plan.main, [])):
+            with pytest.raises(UsageError) as caught:
+                main([*argv, *more, "--output", str(place)])
+            assert caught.value.problems == (f"{place}: expected a file to write, got: {reason}",)
+    assert not list(tmp_path.iterdir())
 
 
 def test_convert_of_a_folder_that_is_no_run(tmp_path):

@@ -9,13 +9,21 @@ import processes
 import pytest
 
 from elpo_jax import faults
-from elpo_jax.config import Config, OptimizerConfig, PolicyConfig, TrainConfig
+from elpo_jax.config import (
+    Config,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    TrainConfig,
+)
 from elpo_jax.diagnosis import Replay
-from elpo_jax.errors import UsageError
+from elpo_jax.errors import RunFault, UsageError
 from elpo_jax.learner.batch import Row
 from elpo_jax.learner.run import POLICY, NonFiniteUpdateError
 from elpo_jax.policy.build import make_decoder
 from elpo_jax.policy.sharding import init_params, make_mesh
+from elpo_jax.replay import main as replay_main
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.trainer import make_learner
 
@@ -36,6 +44,7 @@ CONFIG = Config(
 )
 MODEL = make_decoder(CONFIG.policy, VOCAB)
 MESH = make_mesh(CONFIG.mesh)
+KEY = jax.random.key(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +61,7 @@ def absurd():
 
 
 def fresh(learner):
-    return learner.init(init_params(MODEL, jax.random.key(1), MESH))
+    return learner.init(init_params(MODEL, KEY, MESH))
 
 
 def make_rows(seed=0):
@@ -148,6 +157,31 @@ def test_a_dump_is_replayed_to_where_it_arises(absurd, tmp_path):
     first = next(stage for stage in stages.values() if stage.broken)
     assert first.name in ("log-probabilities", "gradients")
     assert replay.update(state) == str(error)
+
+
+def test_a_dump_of_adapters_is_replayed_too(tmp_path):
+    """Beside parameters that are frozen."""
+    config = replace(CONFIG, policy=replace(CONFIG.policy, lora=LoraConfig(rank=2)))
+    model = make_decoder(config.policy, VOCAB)
+    learner = make_learner(config, model, MESH)
+    error = failed_update(learner, make_rows(), learner.init(init_params(model, KEY, MESH)))
+    assert int(error.state.step) == 1
+    faults.write(tmp_path, faults.describe(error, 7, config, VOCAB), error.state)
+    replay = Replay(faults.read(tmp_path))
+    state = faults.read_state(tmp_path, replay.learner.shapes())
+    jax.tree.map(np.testing.assert_array_equal, state, error.state)
+    assert any(stage.broken for stage in replay.stages(state))
+    assert replay.update(state) == str(error)
+
+
+def test_a_dump_of_a_mesh_that_is_not_here_is_replayed_on_one_device(absurd, tmp_path, capsys):
+    error = failed_update(absurd, make_rows())
+    config = replace(CONFIG, mesh=MeshConfig(data=64))
+    faults.write(tmp_path, faults.describe(error, 7, config, VOCAB), error.state)
+    with pytest.raises(RunFault, match=r"reproduced; the first is among the "):
+        replay_main(["replay", "--dump", str(tmp_path)])
+    said = "on one device, since those here don't make up the run's mesh: data=64, fsdp=1, tensor=1"
+    assert said in capsys.readouterr().out
 
 
 def test_a_dump_of_a_broken_advantage_names_its_task(absurd, tmp_path):

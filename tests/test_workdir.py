@@ -54,3 +54,20 @@ def test_write_json_replaces_the_file_or_leaves_it(tmp_path):
         workdir.write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_cache_entry_is_whole_or_not_there(tmp_path):
+    folder = tmp_path / "cache" / "entry"
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    left = folder.with_name(f".other.{process.pid}")  # by a kill
+    running = folder.with_name(f".other.{os.getppid()}")
+    for path in (left, running):
+        (path / "checkpoints").mkdir(parents=True)
+    with pytest.raises(OSError, match="No such file"), workdir.cache_entry(folder) as temporary:
+        (temporary / "missing" / "half").touch()
+    assert list(folder.parent.iterdir()) == [running]
+    with workdir.cache_entry(folder) as temporary:
+        (temporary / "whole").touch()
+    assert sorted(folder.parent.iterdir()) == [running, folder]
+    assert [path.name for path in folder.iterdir()] == ["whole"]

@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from elpo_jax.errors import RunFault, UsageError
+from elpo_jax.errors import RunFault, UsageError, memory_problem
 from elpo_jax.learner.update import TrainState
 
 PyTree = Any
@@ -31,12 +31,25 @@ class SaveFault(RunFault):
     """A checkpoint can't be written."""
 
 
+class Metadata(dict[str, Any]):
+    """Of the checkpoint `where`; a key that it lacks is a UsageError."""
+
+    def __init__(self, where: Path, given: Mapping[str, Any]):
+        super().__init__(given)
+        self._where = where
+
+    def __missing__(self, key: str) -> NoReturn:
+        words = f"expected metadata with {key!r}, found {', '.join(sorted(self)) or 'none'}"
+        other = "another version wrote it; go on with that, or give another --workdir"
+        raise UsageError([f"{self._where}: {words}; {other}"])
+
+
 class Restored(NamedTuple):
     """A checkpoint's content."""
 
     step: int
     parts: dict[str, PyTree]
-    metadata: dict[str, Any]
+    metadata: Metadata
 
 
 class Checkpoints:
@@ -159,7 +172,7 @@ class Checkpoints:
         if error is None:
             self.close()
             return
-        with suppress(SaveFault):  # the first fault is the one to tell
+        with suppress(SaveFault, MemoryError, RuntimeError):  # the first fault is the one to tell
             self.close()
 
     def _write_digests(self) -> None:
@@ -178,6 +191,8 @@ class Checkpoints:
         try:
             work()
         except Exception as error:
+            if memory_problem(error) is not None:  # that is no fault of the disk
+                raise
             where = self._folder if self._saving is None else self._folder / str(self._saving)
             raise SaveFault([f"{where}: {_reason(error)}"]) from error
 
@@ -248,13 +263,14 @@ def _restore(
         others = sorted(steps - {step})
         raise RunFault([f"{where}: {problem}; other checkpoints there: {others or 'none'}"])
     only_json = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
-    metadata = manager.restore(step, args=only_json)[_METADATA]
+    metadata = Metadata(where, manager.restore(step, args=only_json)[_METADATA])
     _check_fit(where, metadata["arrays"], targets)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
     items = {name: ocp.args.StandardRestore(shape) for name, shape in shapes.items()}
     # Without parts it is asked for the metadata alone; Orbax would take that for all parts.
     restored = manager.restore(step, args=ocp.args.Composite(**items)) if items else {}
-    return Restored(step, {name: restored[name] for name in targets}, metadata["given"])
+    given = Metadata(where, metadata["given"])
+    return Restored(step, {name: restored[name] for name in targets}, given)
 
 
 def _steps(folder: Path) -> set[int]:

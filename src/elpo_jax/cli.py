@@ -8,6 +8,7 @@ an exit status that `run` explains.
 
 import logging
 import re
+import signal
 import sys
 import traceback
 import types
@@ -22,7 +23,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from elpo_jax.config import Config, field_types, get, read, unknown_key
-from elpo_jax.errors import RunFault, UsageError, os_problem, suggestion
+from elpo_jax.errors import RunFault, UsageError, memory_problem, os_problem, suggestion
 from elpo_jax.validation import validate
 
 _KEY = "config."
@@ -107,10 +108,12 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs an entry point and ends the process.
 
     The exit status is 0 when all is done, 2 for what can't be used as it was given, 3 for what
-    broke (`RunFault`, or an error of the disk), 128 + n when signal n ended it. A traceback, with
-    status 1, is a bug of this package.
+    broke (`RunFault`, an error of the disk, memory that is out), 128 + n when signal n ended it. A
+    traceback, with status 1, is a bug of this package.
     """
     _quiet_libraries()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `elpo_jax`, while all is imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(sys.argv)
     except UsageError as error:
@@ -119,6 +122,11 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         _exit(3, error.problems)
     except OSError as error:
         _exit(3, [os_problem(error)])
+    except (MemoryError, RuntimeError) as error:
+        problem = memory_problem(error)
+        if problem is None:
+            raise
+        _exit(3, [f"{Path(sys.argv[0]).stem}: {problem}"])
     except KeyboardInterrupt:
         _exit(130, ["interrupted"])
     sys.exit(0)

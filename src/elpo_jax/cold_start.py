@@ -6,7 +6,6 @@ Deliberately short where RL is to have something to do: its length is `sft.steps
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -34,7 +33,7 @@ from elpo_jax.policy.sharding import batch_sharding, param_shardings
 from elpo_jax.tasks.base import TRAIN, Task
 from elpo_jax.tasks.conversations import KEY
 from elpo_jax.tasks.files import KEYS
-from elpo_jax.workdir import cache_root
+from elpo_jax.workdir import cache_entry, cache_root
 
 Params = Any
 Metrics = dict[str, float]
@@ -318,15 +317,11 @@ def _demonstration(components: Components, task: Task) -> Demonstration:
 def _store(folder: Path, params: Params, metrics: Metrics) -> None:
     """Makes the cache entry, all at once; a broken one is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        with Checkpoints(temporary / "checkpoints", keep=1) as checkpoints:
-            checkpoints.save(0, {"params": params}, metrics)
-        if not folder.exists():  # else another run was faster
-            os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with (
+        cache_entry(folder) as temporary,
+        Checkpoints(temporary / "checkpoints", keep=1) as checkpoints,
+    ):
+        checkpoints.save(0, {"params": params}, metrics)
 
 
 def _fingerprint(checkpoint: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from elpo_jax.cold_start import make_supervised_learner
+from elpo_jax.config import MeshConfig
+from elpo_jax.errors import UsageError
 from elpo_jax.faults import SAMPLE, Fault
 from elpo_jax.learner.base import MicroBatch
 from elpo_jax.learner.learner import Learner
@@ -39,16 +41,19 @@ class Stage(NamedTuple):
 
 
 class Replay:
-    """The learner of a dumped fault.
+    """The learner of a dumped fault; on one device where those here don't make up its mesh.
 
-    Raises:
-      UsageError: the devices don't make up the mesh of the dump's config.
+    Attributes:
+      is_on_mesh: whether they do.
     """
 
     def __init__(self, fault: Fault):
         config = fault.config
         self.fault = fault
-        self.mesh = make_mesh(config.mesh)
+        try:
+            self.mesh, self.is_on_mesh = make_mesh(config.mesh), True
+        except UsageError:
+            self.mesh, self.is_on_mesh = make_mesh(MeshConfig(), jax.devices()[:1]), False
         self.model = make_decoder(config.policy, fault.vocab_size, self.mesh)
         make = make_supervised_learner if fault.kind == SUPERVISED else make_learner
         self.learner: Learner | SupervisedLearner = make(config, self.model, self.mesh)

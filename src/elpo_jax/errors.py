@@ -3,6 +3,12 @@
 import difflib
 from collections.abc import Iterable
 
+_LESS_MEMORY = (
+    "`python -m elpo_jax.plan` with the same settings says what takes it; fewer sampler.rows, "
+    "sampler.lanes and train.micro_batch_rows, a shorter episode.max_length and policy.remat=full "
+    "take less"
+)
+
 
 class UsageError(ValueError):
     """What the user gave can't be used.
@@ -32,6 +38,16 @@ class RunFault(Exception):
 def os_problem(error: OSError, where: object = "") -> str:
     """'PATH: No space left on device'; `where` stands in for a path that the error doesn't know."""
     return f"{error.filename or where}: {error.strerror or error}"
+
+
+def memory_problem(error: BaseException) -> str | None:
+    """'out of memory (WORDS); WHAT TO DO' where that is the error, on a device or the host."""
+    # JAX's error is a RuntimeError that begins with the name of its status.
+    is_devices = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if not is_devices and not isinstance(error, MemoryError):
+        return None
+    words = " ".join(str(error).split())[:200]
+    return f"out of memory ({words or type(error).__name__}); {_LESS_MEMORY}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

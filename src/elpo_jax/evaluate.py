@@ -20,7 +20,7 @@ from elpo_jax.policy.origin import changed_files, other_policy, run_policy
 from elpo_jax.progress import Display, share
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks import SUITES
-from elpo_jax.workdir import write_json
+from elpo_jax.workdir import check_file, write_json
 
 OPTIONS = [
     Option("checkpoint", "a run's folder, or one of its checkpoints/<step>"),
@@ -31,8 +31,7 @@ OPTIONS = [
 def main(argv: Sequence[str]) -> None:
     config, options = parse(argv, OPTIONS, {"algorithm": ALGORITHMS, "suite.name": SUITES})
     output = Path(options["output"])
-    if not output.parent.is_dir():
-        raise UsageError([f"--output: expected an existing folder, got {output.parent}"])
+    check_file(output)
     with Display() as display:
         _evaluate(config, Path(options["checkpoint"]), output, display)
 

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import threading
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
+
+_SHOW_CURSOR = b"\x1b[?25h"  # a bar on a terminal hides it
 
 
 class Interrupted(Exception):
@@ -22,13 +25,15 @@ class Interrupted(Exception):
 class Interrupts:
     """While entered, turns the first signal into an `Interrupted` at the next `check`.
 
-    It says so at once, since compiling or an evaluation may take a while. A second signal acts as
-    it does by default. Must be entered on the main thread.
+    It says so at once, since compiling, a save or an evaluation may take a while. A second signal
+    ends the process where it stands. Both are heard by a thread, since a handler waits for as long
+    as the main thread is in compiled code. Must be entered on the main thread.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._previous_pipe = self._pipe = -1
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
@@ -36,8 +41,13 @@ class Interrupts:
             raise Interrupted(self._received)
 
     def __enter__(self) -> "Interrupts":
+        heard, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        # The interpreter writes the number of each signal that has a handler.
+        self._previous_pipe = signal.set_wakeup_fd(self._pipe)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, lambda number, frame: None)
         return self
 
     def __exit__(
@@ -48,11 +58,27 @@ class Interrupts:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_pipe)
+        os.close(self._pipe)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        name = signal.Signals(number).name
-        with suppress(OSError):  # not `print`, which may be what the signal interrupts
-            os.write(2, f"{name}: stopping as soon as nothing is lost; again: at once\n".encode())
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+    def _listen(self, pipe: int) -> None:
+        with open(pipe, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if number[0] in self._previous:
+                    self._hear(number[0])
+
+    def _hear(self, number: int) -> None:
+        if self._received is None:
+            self._received = number
+            name = signal.Signals(number).name
+            _say(f"{name}: stopping as soon as nothing is lost; again: at once\n".encode())
+            return
+        if os.isatty(1):
+            _say(_SHOW_CURSOR, 1)
+        _say(b"error: interrupted\n")
+        os._exit(128 + number)
+
+
+def _say(text: bytes, file: int = 2) -> None:
+    with suppress(OSError):  # not `print`, whose buffer the main thread may hold
+        os.write(file, text)

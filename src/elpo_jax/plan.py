@@ -27,7 +27,7 @@ from elpo_jax.policy.tokenizer import SentencePieceTokenizer, tokenizer_file
 from elpo_jax.progress import Display
 from elpo_jax.tasks import SUITES
 from elpo_jax.validation import validate_mesh
-from elpo_jax.workdir import write_json
+from elpo_jax.workdir import check_file, write_json
 
 OPTIONS = [
     Option("topology", "a TPU slice such as v5e:4x4; empty: the devices that are here", ""),
@@ -39,6 +39,8 @@ _UNREAD = ("data.train", "data.eval", "policy.checkpoint", "sft.data")
 def main(argv: Sequence[str]) -> None:
     known = {"algorithm": ALGORITHMS, "suite.name": SUITES}
     config, options = parse(argv, OPTIONS, known, unread=_UNREAD)
+    if options["output"]:
+        check_file(Path(options["output"]))
     topology = options["topology"]
     devices = topology_devices(topology) if topology else jax.devices()
     try:

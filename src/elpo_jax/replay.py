@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> None:
         display.note(f"step {fault.step}, {fault.kind} after {int(state.step)} updates{place}")
         display.note(f"tasks: {', '.join(fault.tasks) or 'none'}")
         display.note(f"recorded: {fault.message}")
+        if not replay.is_on_mesh:
+            mesh = fault.config.mesh
+            axes = f"data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}"
+            display.note(f"on one device, since those here don't make up the run's mesh: {axes}")
         first = None
         for stage in replay.stages(state):
             count = f"{stage.broken:,} of {stage.total:,}"

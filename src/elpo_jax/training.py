@@ -14,7 +14,7 @@ from elpo_jax.cold_start import notes as cold_start_notes
 from elpo_jax.components import Components
 from elpo_jax.config import Config, differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
-from elpo_jax.errors import RunFault, UsageError, os_problem
+from elpo_jax.errors import RunFault, UsageError, memory_problem, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
@@ -66,6 +66,9 @@ def train(
         raise RunFault(
             [f"{what}; {stands}; once that is mended the same command goes on"]
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        _raise_if_memory(error, folder, "")
+        raise
     except Interrupted:
         display.stop()
         display.note(f"{folder.path}: stopped, {_standing(folder)}; the same command goes on")
@@ -82,6 +85,14 @@ def _standing(folder: WorkDir) -> str:
     if step is not None:
         return f"saved step {step}"
     return f"saved update {updates} of the cold start" if updates else "no checkpoint yet"
+
+
+def _raise_if_memory(error: BaseException, folder: WorkDir, place: str) -> None:
+    """Raises RunFault where memory is out; `place` is what was going on, with ': ', or ''."""
+    problem = memory_problem(error)
+    if problem is not None:
+        less = f"{problem} (settings of a run that has saved something need another --workdir)"
+        raise RunFault([f"{folder.path}: {place}{less}; {_standing(folder)}"]) from error
 
 
 def _claim(components: Components, folder: WorkDir) -> None:
@@ -350,16 +361,21 @@ class _Run:
     def _dumping(self, phase: str, step: int | None, state: TrainState | None) -> Iterator[None]:
         """Turns a number that isn't finite into a dump `faults/<phase>_<step>` and a RunFault.
 
+        Memory that is out becomes a RunFault too.
+
         Args:
           phase: what is going on.
           step: of RL, if any.
           state: before it; unused by an update, which knows its own.
         """
+        place = phase.replace("_", " ") if step is None else f"{phase.replace('_', ' ')} {step}"
         try:
             yield
+        except (MemoryError, RuntimeError) as error:
+            _raise_if_memory(error, self.folder, f"{place}: ")
+            raise
         except (NonFiniteSampleError, NonFiniteUpdateError) as error:
             dump = self.folder.faults / (phase if step is None else f"{phase}_{step:06d}")
-            place = phase.replace("_", " ") if step is None else f"{phase.replace('_', ' ')} {step}"
             components = self.trainer.components
             fault = faults.describe(
                 error, step or 0, self.config, components.chat.tokenizer.vocab_size

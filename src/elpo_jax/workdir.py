@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -138,6 +140,44 @@ def cache_root() -> Path:
 
 
 @contextmanager
+def cache_entry(folder: Path) -> Iterator[Path]:
+    """A folder under a temporary name, `.NAME.PID`, which is `folder` once the block is through.
+
+    What processes that are gone left under such names is removed.
+
+    Raises:
+      OSError: the cache can't be written.
+    """
+    for path in folder.parent.glob(".*.*"):
+        number = path.name.rpartition(".")[2]
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if not folder.exists():  # else another run was faster
+            os.rename(temporary, folder)
+    finally:
+        for _ in range(20):  # a save that failed may still write some of its files
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not temporary.exists():
+                break
+            time.sleep(0.1)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        pass
+    return True
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Gives an OSError of the block the path that the system left out."""
     try:
@@ -145,6 +185,22 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def check_file(path: Path) -> None:
+    """For before what takes long; what is there stands.
+
+    Raises:
+      UsageError: no file can be written there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise UsageError([f"{path}: expected a file to write, got: {error.strerror}"]) from None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -1,7 +1,10 @@
 """Parameters to folders that others load: a Hugging Face checkpoint, or PEFT's adapter."""
 
+import errno
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from elpo_jax.config import PolicyConfig
-from elpo_jax.errors import RunFault, UsageError
+from elpo_jax.errors import UsageError
 from elpo_jax.policy.architecture import Lora
 from elpo_jax.policy.chat_files import make_chat
 from elpo_jax.policy.checkpoint_folder import CONFIG
@@ -102,7 +105,7 @@ def save_checkpoint(
 
     Raises:
       UsageError: the folder isn't empty, or the source's files can't be read.
-      RunFault, OSError: a file can't be written.
+      OSError: a file can't be written.
     """
     dtype = model.compute.param_dtype
     if source is None:
@@ -140,7 +143,7 @@ def save_adapter(folder: Path, params: Params, model: Decoder, base_name: str) -
 
     Raises:
       UsageError: the folder isn't empty, or the model has no adapters.
-      RunFault, OSError: a file can't be written.
+      OSError: a file can't be written.
     """
     lora = model.compute.lora
     if lora is None:
@@ -177,6 +180,12 @@ def check_target(folder: Path) -> None:
             raise UsageError([f"{folder}: expected a new or empty folder, found {found[0]!r}"])
     elif folder.exists():
         raise UsageError([f"{folder}: expected a new or empty folder, found a file"])
+    try:
+        place = next(parent for parent in folder.absolute().parents if parent.exists())
+        os.rmdir(tempfile.mkdtemp(dir=place))
+    except OSError as error:
+        words = f"expected a place for a new folder, got: {error.strerror}"
+        raise UsageError([f"{folder}: {words}"]) from None
 
 
 def _end_of_turn(policy: PolicyConfig) -> int:
@@ -280,8 +289,11 @@ def _write(path: Path, tensors: list[_Tensor]) -> None:
     """One file; the host holds its tensors meanwhile."""
     try:
         save_file({tensor.name: tensor.make() for tensor in tensors}, path, _METADATA)
-    except SafetensorError as error:
-        raise RunFault([f"{path}: can't be written: {error}"]) from None
+    except SafetensorError as error:  # the system's, with its number in the words
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 @contextmanager
@@ -294,11 +306,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            words = f"expected a place for a new folder, got: {error.strerror}"
-            raise UsageError([f"{folder}: {words}"]) from None
+        temporary.mkdir(parents=True)
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
@@ -307,9 +315,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         error.filename = str(error.filename or folder).replace(str(temporary), str(folder))
         raise
-    except RunFault as fault:
-        named = (line.replace(str(temporary), str(folder)) for line in fault.problems)
-        raise RunFault(named) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -5,10 +5,10 @@ The index is built once for a corpus and kept in the cache.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from elpo_jax.tools.base import Observation
-from elpo_jax.workdir import cache_root
+from elpo_jax.workdir import cache_entry, cache_root
 
 MAX_RESULTS = 10
 MAX_QUERY = 1000  # characters
@@ -159,17 +159,10 @@ def _load(folder: Path) -> Any:
 def _store(folder: Path, index: Any) -> None:
     """Keeps an index, all at once; a damaged one is replaced. A cache that can't be written costs
     only time."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError), cache_entry(folder) as temporary:
         index.save(temporary, show_progress=False)
         (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary)))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-    except OSError:
-        pass
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""Ctrl-C and SIGTERM in runs of their own: what is said, what is saved, how soon it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import processes
+import pytest
+from processes import TINY, assert_same, checkpoints, finish, has_begun, outcome, wait_for
+
+STOPPING = "SIGINT: stopping as soon as nothing is lost; again: at once\n"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Compiled programs and cold starts."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def start(shared):
+    def start(workdir, prelude="", **changes):
+        settings = TINY | {"sft.cache_dir": shared / "cold"} | changes
+        return processes.start(settings, workdir, shared / "compiled", prelude)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, start):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(workdir))
+    return outcome(workdir)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_every_phase(undisturbed, start, tmp_path):
+    """One line, 130, and the next start goes on with what there is."""
+    workdir = tmp_path / "run"
+    for phase, signals, said in (
+        ("cold start 7", 1, r": stopped, saved update \d+ of the cold start; the same command"),
+        ("compilation 1", 2, r"^error: interrupted$"),
+        ("evaluation 1", 1, r": stopped, saved step 0; the same command goes on$"),
+        ("evaluation 1", 1, r": stopped, saved step 2; the same command goes on$"),
+    ):
+        process = start(workdir, **{"sft.cache_dir": tmp_path / "cold"})
+        wait_for(partial(has_begun, workdir, phase), process, phase)
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        output = finish(process, status=130)
+        assert "SIGINT: stopping as soon as nothing is lost; again: at once\n" in output
+        assert re.search(said, output, re.MULTILINE), output
+        assert "Traceback" not in output
+    output = finish(start(workdir, **{"sft.cache_dir": tmp_path / "cold"}))
+    assert "going on after step 2" in output
+    assert_same(undisturbed, outcome(workdir))
+    assert not (workdir / "cold_start").exists()
+
+
+# What takes for ever: a save whose digests aren't there yet, and compiled code that runs.
+SLOW_SAVE = """
+import time
+from elpo_jax.checkpoint import Checkpoints
+
+Checkpoints._write_digests = lambda self: time.sleep(3600)
+"""
+SLOW_CODE = """
+import os
+import numpy as np
+from elpo_jax.trainer import Trainer
+
+def warm_up(self, state):
+    with open(os.environ["PHASES"], "a") as file:
+        print("compiled code 1", file=file)
+    np.linalg.svd(np.random.default_rng(0).normal(size=(6000, 6000)))
+
+Trainer.warm_up = warm_up
+"""
+
+
+def test_a_second_ctrl_c_ends_it_at_once(undisturbed, start, tmp_path):
+    workdir = tmp_path / "run"
+    for what, prelude, has_come in (
+        ("compiled code", SLOW_CODE, partial(has_begun, workdir, "compiled code 1")),
+        ("a save", SLOW_SAVE, partial(processes.is_writing, workdir)),
+    ):
+        with start(workdir, prelude) as process:
+            wait_for(has_come, process, what)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert STOPPING in iter(process.stdout.readline, "")
+            time.sleep(0.5)
+            assert process.poll() is None, what
+            process.send_signal(signal.SIGINT)
+            assert process.wait(5) == 130
+            assert process.stdout.read() == "error: interrupted\n"
+    assert not any(name.isdecimal() for name in checkpoints(workdir))
+    finish(start(workdir))
+    assert_same(undisturbed, outcome(workdir))
+
+
+def test_ctrl_c_while_all_is_imported_shows_nothing():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elpo_jax.train", "--help"],
+        env=processes.environment("unused"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "jaxlib" in maps.read_text(), process, "jax is imported")
+    process.send_signal(signal.SIGINT)
+    assert finish(process, status=-signal.SIGINT) == ""
