@@ -166,7 +166,7 @@ def start(settings, workdir, compiled, prelude=""):
 def finish(process, status=0):
     """Its output, once it has ended with this status."""
     try:
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1800)
     finally:
         process.kill()
     assert process.returncode == status, output
@@ -174,7 +174,7 @@ def finish(process, status=0):
 
 
 def wait_for(condition, process, what):
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 1800
     while not condition():
         if time.monotonic() > deadline:
             process.kill()

@@ -13,8 +13,7 @@ import processes
 import pytest
 from processes import TINY
 from rich.console import Console
-from safetensors.numpy import save_file
-from test_export import OWN_TOKENIZER, assert_same, tensors_in
+from test_export import OWN_TOKENIZER, assert_same, tensors_in, without_room
 
 from elpo_jax import convert, evaluate, plan
 from elpo_jax.cold_start import cache_folder, cold_start
@@ -273,14 +272,12 @@ def test_a_finished_run_exports_once(trained, tmp_path, monkeypatch):
     assert file.stat().st_mtime_ns == stamp
     # A run that was killed before it could, does so when it is taken up again.
     shutil.rmtree(folder.export)
-    monkeypatch.setattr(
-        export, "save_file", lambda tensors, _, about: save_file(tensors, "/dev/full", about)
-    )
+    monkeypatch.setattr(export, "save_file", without_room)
     with pytest.raises(RunFault) as caught:
         run(config, folder.path)
     (line,) = caught.value.problems
-    full = f"{file}: No space left on device; saved step 1; once that is mended the same command"
-    assert line == f"{full} goes on"
+    todo = "once that is mended the same command goes on"
+    assert line == f"{file}: File too large; saved step 1; {todo}"
     monkeypatch.undo()
     assert "for others" in run(config, folder.path)
     assert file.read_bytes() == content

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from elpo_jax import faults
@@ -372,6 +372,7 @@ class _Run:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
+            self._settle()
             _raise_if_memory(error, self.folder, f"{place}: ")
             raise
         except (NonFiniteSampleError, NonFiniteUpdateError) as error:
@@ -388,8 +389,14 @@ class _Run:
             except (OSError, RunFault) as problem:
                 told = f"the dump {dump} can't be written: {problem}"
             tasks = _tasks_of(error)
+            self._settle()
             line = f"{self.folder.path}: {place}: {error}{tasks}; {_standing(self.folder)}; {told}"
             raise RunFault([line]) from error
+
+    def _settle(self) -> None:
+        """Lets the save under way end, whatever becomes of it, before it is told what stands."""
+        with suppress(SaveFault, MemoryError, RuntimeError):
+            self.checkpoints.wait()
 
     def _export(self, state: TrainState | None) -> None:
         """Writes the policy for others, unless that is done.
