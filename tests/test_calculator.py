@@ -80,7 +80,26 @@ def test_six_digits_in_canonical_form(value, expected):
 def test_results_round_trip_through_the_calculator(value):
     text = format_number(value)
     assert math.isclose(float(text), value, rel_tol=5.1e-6, abs_tol=5e-324)
-    assert answer(text) == text
+    result = answer(text)
+    assert answer(result) == result
+    assert float(result) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("1234567*9", "11111103"),  # format_number's six digits would say 1.11111e7
+        ("3*5000000.25", "15000000.75"),
+        ("10000/3", "3333.33"),
+        ("100000/3", "33333.33"),
+        ("0-100000/3", "-33333.33"),
+        ("999999.999", "1000000"),
+        ("9999999999999-1", "9999999999998"),
+        ("10^13", "1e13"),
+    ],
+)
+def test_results_keep_whole_numbers_and_hundredths(expression, expected):
+    assert answer(expression) == expected
 
 
 _NUMBERS = st.floats(min_value=1e-3, max_value=1e3).map(lambda number: f"{number:.4f}")

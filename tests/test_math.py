@@ -326,6 +326,14 @@ def test_a_worked_solution_becomes_a_demonstration():
     assert calls_of(FROM_FILE.demonstration(task, 1.0)) == ["48", "48/2", "48", "48+24"]
 
 
+def test_answers_of_seven_digits_can_be_calculated():
+    row = Question("gsm8k", "Twelve sales of 123,456.75?", "1481481", ("12*123456.75",))
+    suite = MathSuite("short", {TRAIN: [row]})
+    messages = suite.demonstration(suite.task(TRAIN, 0))
+    assert messages[1]["content"] == "1481481"
+    assert suite.verify(suite.task(TRAIN, 0), messages[-1]["content"]).success
+
+
 @pytest.mark.parametrize(
     "calculations",
     [

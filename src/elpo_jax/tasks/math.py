@@ -18,7 +18,13 @@ from elpo_jax.tasks.base import Task, Verdict
 from elpo_jax.tasks.files import KEYS
 from elpo_jax.tasks.problems import Call, Problem, ProblemSuite, Solver, calculate, split_of
 from elpo_jax.tasks.question import Question
-from elpo_jax.tools.calculator import Calculator, CalculatorError, evaluate, format_number
+from elpo_jax.tools.calculator import (
+    Calculator,
+    CalculatorError,
+    evaluate,
+    format_number,
+    format_result,
+)
 
 _MAX_VALUE = 9999  # of what is calculated, so that digits stay few
 _VOTE_DIGITS = 10
@@ -295,7 +301,7 @@ def _from_file(question: Question) -> Problem:
 def _holds(question: Question) -> bool:
     """Whether the calculations can be made and the last one gives the answer."""
     try:
-        results = [format_number(evaluate(each)) for each in question.calculations]
+        results = [format_result(evaluate(each)) for each in question.calculations]
     except CalculatorError:
         return False
     return bool(results) and _meets(Decimal(results[-1]), Decimal(question.answer))

@@ -111,6 +111,16 @@ def format_number(value: float, digits: int = DIGITS) -> str:
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{power}"
 
 
+def format_result(value: float) -> str:
+    """`value` as the calculator answers: `format_number`, but hundredths are kept below 1e13.
+
+    So sums of money are exact, and whole numbers of seven and more digits, as GSM8K has them.
+    """
+    if 1e4 <= abs(value) < 1e13:
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return format_number(value)
+
+
 class Calculator:
     """The tool `calculator(expression)`. Stateless."""
 
@@ -129,8 +139,8 @@ class Calculator:
         return None
 
     def call(self, state: None, arguments: Mapping[str, Any]) -> tuple[None, Observation]:
-        """The value to six significant digits, or a 'tool_error' of a few words."""
+        """The value as `format_result` writes it, or a 'tool_error' of a few words."""
         try:
-            return state, Observation(format_number(evaluate(arguments["expression"])))
+            return state, Observation(format_result(evaluate(arguments["expression"])))
         except CalculatorError as error:
             return state, Observation(f"error: {error}", error="tool_error")
