@@ -1,6 +1,8 @@
 """The comparison command with its runs: killed, taken up again, and given other things."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from processes import ROOT, TINY, environment, finish, rows, wait_for
 
 from elpo_jax.compare import main
 from elpo_jax.errors import UsageError
+from elpo_jax.interrupt import Interrupted
 
 SETTINGS = TINY | {
     "sft.steps": 0,
@@ -106,6 +109,22 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(comparison, undisturb
     assert (workdir / "elpo" / "0" / "metrics.jsonl").read_bytes() == first
     assert found(workdir) == found(undisturbed)
     assert (workdir / "comparison.md").read_text() in output
+
+
+def test_the_table_is_there_after_every_seed(comparison, undisturbed, tmp_path, monkeypatch):
+    workdir = shutil.copytree(undisturbed, tmp_path / "runs")
+    for file in workdir.glob("comparison.*"):
+        file.unlink()
+
+    def train(parts, *_):
+        if parts.config.seed == 1:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("elpo_jax.compare.train", train)
+    with pytest.raises(SystemExit):
+        main(["compare", *comparison.arguments(workdir, "0,1")])
+    assert found(workdir) == found(undisturbed)
+    assert (workdir / "comparison.png").exists()
 
 
 def test_other_settings_are_refused_before_anything_is_trained(comparison, undisturbed):

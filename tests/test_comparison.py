@@ -1,18 +1,15 @@
 """Comparisons of runs: curves, intervals over seeds, the table and the picture."""
 
-import io
 import json
 import math
 
 import pytest
-from rich.console import Console
 
 from elpo_jax.compare import _write, main
 from elpo_jax.comparison import Point, compare, curve, estimate, markdown
 from elpo_jax.comparison_plot import plot
 from elpo_jax.config import Config
 from elpo_jax.errors import UsageError
-from elpo_jax.progress import Display
 
 
 def rows(*successes):
@@ -126,8 +123,7 @@ def test_the_table_counts_the_tasks_that_were_evaluated(tmp_path):
         (folder / "elpo" / "0").mkdir(parents=True)
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         (folder / "elpo" / "0" / "metrics.jsonl").write_text(lines)
-        with Display(Console(file=io.StringIO())) as display:
-            _write(folder, Config(), ["elpo"], [0], display)
+        _write(folder, Config(), ["elpo"], [0])
         assert "success in %, 7 tasks;" in (folder / "comparison.md").read_text()
 
 

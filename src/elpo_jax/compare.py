@@ -3,10 +3,11 @@
 `python -m elpo_jax.compare --config experiments/sci.py --workdir DIR [--algorithms elpo,grpo]
 [--seeds 0,1,2]`
 
-DIR/<algorithm>/<seed> are ordinary runs; DIR/comparison.{json,md,png} is what came out. The same
-command on the same folder goes on where it stopped.
+DIR/<algorithm>/<seed> are ordinary runs; DIR/comparison.{json,md,png} is what came out, written
+after every seed. The same command on the same folder goes on where it stopped.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,27 +41,30 @@ def main(argv: Sequence[str]) -> None:
     _refuse_double(argv)
     algorithms, seeds = _names(options["algorithms"]), _seeds(options["seeds"])
     folder = Path(options["workdir"])
-    # Seeds first, so that there is something to compare early on.
-    runs = [
-        (replace(config, algorithm=name, seed=seed), WorkDir(folder / name / str(seed)))
+    runs = {
+        seed: [
+            (replace(config, algorithm=name, seed=seed), WorkDir(folder / name / str(seed)))
+            for name in algorithms
+        ]
         for seed in seeds
-        for name in algorithms
-    ]
-    for each, place in runs:
+    }
+    for each, place in itertools.chain(*runs.values()):
         check_claim(each, place)  # before any of them trains for hours
     with Interrupts() as interrupts, Display() as display:
         try:
-            for each, place in runs:
-                display.note(f"{each.algorithm}, seed {each.seed}")
-                train(build(each), place, display, interrupts)
+            for done, seed in enumerate(seeds, start=1):
+                for each, place in runs[seed]:
+                    display.note(f"{each.algorithm}, seed {seed}")
+                    train(build(each), place, display, interrupts)
+                table = _write(folder, config, algorithms, seeds[:done])
         except Interrupted as interrupted:
             sys.exit(128 + interrupted.signal_number)
-        _write(folder, config, algorithms, seeds, display)
+        display.note(f"\n{table}")
+        display.note(f"{folder}: comparison.md, comparison.json, comparison.png")
 
 
-def _write(
-    folder: Path, config: Config, algorithms: Sequence[str], seeds: Sequence[int], display: Display
-) -> None:
+def _write(folder: Path, config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> str:
+    """Writes the comparison of these seeds, and returns its table."""
     runs: Mapping[str, Mapping[int, Sequence[Row]]] = {
         name: {seed: read(WorkDir(folder / name / str(seed)).metrics) for seed in seeds}
         for name in algorithms
@@ -75,11 +79,11 @@ def _write(
     )
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     title = f"{config.suite.name}: held-out success, {count}"
+    table = markdown(found, trials)
     write_json(folder / "comparison.json", found)
-    write_atomic(folder / "comparison.md", markdown(found, trials))
+    write_atomic(folder / "comparison.md", table)
     plot(found, title, folder / "comparison.png")
-    display.note(f"\n{markdown(found, trials)}")
-    display.note(f"{folder}: comparison.md, comparison.json, comparison.png")
+    return table
 
 
 def _refuse_double(argv: Sequence[str]) -> None:
