@@ -112,6 +112,30 @@ def test_the_index_searches_and_filters(page, folder):
     assert rows.count() == 1
 
 
+def test_the_index_is_ordered(page, folder):
+    visit(page, folder.trees / "index.html")
+    rows = page.locator("#tasks tbody tr")
+
+    def column(name):
+        return rows.evaluate_all(f"rows => rows.map(row => Number(row.dataset.{name}))")
+
+    as_sampled = rows.all_inner_texts()
+    right = [a / b for a, b in zip(column("successes"), column("rollouts"), strict=True)]
+    assert len(set(right)) > 1
+    order = page.locator("select[name=order]")
+    order.select_option("worst")
+    page.reload()  # the address holds it
+    found = [a / b for a, b in zip(column("successes"), column("rollouts"), strict=True)]
+    assert found == sorted(right)
+    order.select_option("searches")
+    assert column("searches") == sorted(column("searches"), reverse=True)
+    order.select_option("best")
+    found = [a / b for a, b in zip(column("successes"), column("rollouts"), strict=True)]
+    assert found == sorted(right, reverse=True)
+    page.get_by_role("button", name="Clear filters").click()
+    assert rows.all_inner_texts() == as_sampled
+
+
 def test_a_way_of_failing_leads_to_its_tasks(page, folder):
     visit(page, folder.report)
     cell = page.locator("#wrong tbody tr", has_text="ratio").first.locator("td a").first

@@ -1,5 +1,5 @@
 "use strict";
-// Filters the table of tasks; the filters live in the address, so a view can be linked to.
+// Filters and orders the table of tasks; both live in the address, so a view can be linked to.
 const form = document.querySelector(".filters");
 // A row's dataset is slow to read, so it is copied once.
 const rows = [...document.querySelectorAll("#tasks tbody tr")]
@@ -16,6 +16,20 @@ const SEARCHED = {
   resolved: (row) => +row.resolved > 0,
   no: (row) => +row.searches === 0,
 };
+const share = (row) => (+row.rollouts ? row.successes / row.rollouts : 0);
+const ORDER = {
+  worst: (a, b) => share(a) - share(b),
+  best: (a, b) => share(b) - share(a),
+  searches: (a, b) => b.searches - a.searches,
+};
+
+let order = "";
+function arrange(wanted) {
+  if (wanted === order) return;
+  order = wanted;
+  const sorted = wanted ? [...rows].sort((a, b) => ORDER[wanted](a.data, b.data)) : rows;
+  document.querySelector("#tasks tbody").append(...sorted.map(({ element }) => element));
+}
 
 function fits(row, filter) {
   const words = filter.text.toLowerCase().split(/\s+/).filter(Boolean);
@@ -30,6 +44,7 @@ function fits(row, filter) {
 
 function show() {
   const filter = Object.fromEntries(new FormData(form));
+  arrange(filter.order);
   let shown = 0;
   for (const { element, data } of rows) {
     const fit = fits(data, filter);
