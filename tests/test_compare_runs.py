@@ -127,6 +127,26 @@ def test_the_table_is_there_after_every_seed(comparison, undisturbed, tmp_path, 
     assert (workdir / "comparison.png").exists()
 
 
+def test_a_finished_comparison_keeps_its_table_while_it_is_looked_through(
+    comparison, undisturbed, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / "runs")
+    for name in ("elpo", "grpo"):
+        run = shutil.copytree(workdir / name / "0", workdir / name / "1")
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    (workdir / "comparison.md").write_text("of both seeds")
+
+    def train(parts, *_):
+        if parts.config.seed == 1:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("elpo_jax.compare.train", train)
+    with pytest.raises(SystemExit):
+        main(["compare", *comparison.arguments(workdir, "0,1")])
+    assert (workdir / "comparison.md").read_text() == "of both seeds"
+
+
 def test_other_settings_are_refused_before_anything_is_trained(comparison, undisturbed):
     """Whichever run comes first: a new seed's might take hours."""
     changes = {"train.steps": 3}

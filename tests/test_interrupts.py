@@ -51,7 +51,7 @@ def test_ctrl_c_in_every_phase(undisturbed, start, tmp_path):
         wait_for(partial(has_begun, workdir, phase), process, phase)
         for _ in range(signals):
             process.send_signal(signal.SIGINT)
-            time.sleep(0.02)
+            time.sleep(0.5)
         output = finish(process, status=130)
         assert "SIGINT: stopping as soon as nothing is lost; again: at once\n" in output
         assert re.search(said, output, re.MULTILINE), output
@@ -100,6 +100,47 @@ def test_a_second_ctrl_c_ends_it_at_once(undisturbed, start, tmp_path):
             assert process.wait(5) == 130
             assert process.stdout.read() == "error: interrupted\n"
     assert not any(name.isdecimal() for name in checkpoints(workdir))
+    finish(start(workdir))
+    assert_same(undisturbed, outcome(workdir))
+
+
+HEARING = """
+import time
+from elpo_jax.interrupt import Interrupted, Interrupts
+
+with Interrupts() as interrupts:
+    print("ready", flush=True)
+    try:
+        while True:
+            interrupts.check()
+            time.sleep(0.01)
+    except Interrupted:
+        time.sleep(0.5)
+        print("saved")
+"""
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request():
+    """As `timeout` sends it: to the process, then to its group."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEARING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.02)  # else the system may make one of them
+        assert process.communicate(timeout=30)[0] == "saved\n"
+
+
+def test_a_reader_that_ends_by_the_same_ctrl_c_costs_nothing(undisturbed, start, tmp_path):
+    """As `| tee log` does."""
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    wait_for(lambda: processes.rows(workdir) >= 2, process, "step 1")
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert int(max(filter(str.isdecimal, checkpoints(workdir)))) >= 1
     finish(start(workdir))
     assert_same(undisturbed, outcome(workdir))
 

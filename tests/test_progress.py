@@ -133,8 +133,8 @@ run(main)
 """
 
 
-def shown_to(stdout, stderr):
-    command = [sys.executable, "-c", SHOWING]
+def shown_to(stdout, stderr, program=SHOWING):
+    command = [sys.executable, "-c", program]
     return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, check=False, timeout=60)
 
 
@@ -154,5 +154,9 @@ def test_a_pipe_that_nobody_reads_ends_in_a_line():
         assert ended.returncode == 3
         assert ended.stderr == "error: standard output: Broken pipe\n"
         assert shown_to(writer, subprocess.STDOUT).returncode == 3  # the line has no reader either
+        # A run that has been asked to end does so.
+        ending = SHOWING.replace("Display()", "Display(is_ending=lambda: True)")
+        ended = shown_to(writer, subprocess.PIPE, ending)
+        assert (ended.returncode, ended.stderr) == (0, "")
     finally:
         os.close(writer)

@@ -17,6 +17,7 @@ from runs import (
     step_row,
     write_rows,
 )
+from worlds import answer_step, call_step, empty_tree, rollout
 
 from elpo_jax.metrics import TABLE, difference_interval
 from elpo_jax.report import verdict
@@ -24,6 +25,7 @@ from elpo_jax.report.documents import criticals, does, episodes
 from elpo_jax.report.failures import lost_at, moves, sort_failures
 from elpo_jax.report.report import spread, write_report
 from elpo_jax.report.run import read_run
+from elpo_jax.rollout.tree import ROOT as TREE
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,6 +171,17 @@ def test_failures_are_sorted():
     assert not found.telling
     assert found.rest[1:] == (0, 0, None)
     assert [e.kind for e in found.examples] == ["ratio", "mass", "ratio"]
+
+
+def test_failures_without_a_trait_that_is_told_are_counted():
+    tree = empty_tree()
+    tree.add(rollout(0, TREE, [call_step(), answer_step()], True))
+    for ordinal in (1, 2, 3):  # too many calls, which only those do that the cap ends
+        tree.add(rollout(ordinal, TREE, [call_step()] * 3, False, end="calls"))
+    found = sort_failures([*episodes(0, document(tree, credit=False))])
+    told = [trait.name for trait in found.traits]
+    assert "made more calls than the solver" not in told
+    assert found.rest[1:3] == (3, 0), told
 
 
 def test_episodes_say_how_they_failed():

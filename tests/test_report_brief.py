@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from runs import document, make_run, read_page
+from runs import document, evaluation_row, make_run, read_page
 from worlds import answer_step, call_step, empty_tree, rollout
 
+from elpo_jax.report.brief import _ending
 from elpo_jax.report.documents import episodes
 from elpo_jax.report.habits import habits, tools
 from elpo_jax.report.report import write_report
@@ -53,6 +54,22 @@ def test_the_report_opens_with_why_and_what_is_wrong(finished, tmp_path):
     assert "ecause" not in read_page(same).text
     worse = write_report(make_run(tmp_path / "worse", before=16, after=2))
     assert "Mostly because fewer answers are right" in read_page(worse).text
+
+
+def test_a_cap_is_told_where_it_goes_with_the_change_beyond_chance():
+    def row(successes, calls, length):
+        ends = {"eval/end_calls": calls / 60, "eval/end_length": length / 60}
+        return evaluation_row(successes, 60) | ends
+
+    assert (
+        _ending(row(20, 30, 2), row(40, 3, 6)) == "50.0% ended as “out of calls” before, 5.0% now."
+    )
+    assert _ending(row(20, 2, 2), row(40, 6, 2)) == ""  # worse, and chance
+    assert _ending(row(20, 2, 2), row(40, 40, 2)) == ""  # worse, although success is better
+    assert _ending(row(20, 6, 2), row(40, 2, 2)) == ""  # chance
+    assert (
+        _ending(row(40, 2, 2), row(20, 40, 2)) == "3.3% ended as “out of calls” before, 66.7% now."
+    )
 
 
 def test_searches_without_budget_are_told_apart(finished):

@@ -79,6 +79,17 @@ def hostile(tmp_path_factory):
     return folder
 
 
+def test_of_a_turns_results_a_node_shows_the_first_error(tmp_path):
+    folder = make_run(tmp_path / "run")
+    tree = document(searched_tree())
+    (first,) = tree["nodes"][0]["exchanges"]
+    failed = {"text": "error: unknown", "error": "tool_error"}
+    tree["nodes"][0]["exchanges"] = [first | {"observation": failed}, first]
+    write_trees(folder.step_trees(1), [tree])
+    write_report(folder)
+    assert "→ error: unkn" in read_page(folder.trees / "step_000001.html").text
+
+
 def test_hostile_text_stays_text(hostile):
     for path in pages(hostile):
         page = read_page(path)

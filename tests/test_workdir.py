@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -60,14 +61,18 @@ def test_a_cache_entry_is_whole_or_not_there(tmp_path):
     folder = tmp_path / "cache" / "entry"
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    left = folder.with_name(f".other.{process.pid}")  # by a kill
-    running = folder.with_name(f".other.{os.getppid()}")
-    for path in (left, running):
+    with workdir.cache_entry(folder.with_name("other")) as temporary:
+        name = temporary.name.removesuffix(str(os.getpid()))
+    shutil.rmtree(folder.with_name("other"))
+    left = folder.with_name(f"{name}{process.pid}")  # by a kill
+    running = folder.with_name(f"{name}{os.getppid()}")
+    elsewhere = folder.with_name(f".other.far-away.{process.pid}")  # a cache may be shared
+    for path in (left, running, elsewhere):
         (path / "checkpoints").mkdir(parents=True)
     with pytest.raises(OSError, match="No such file"), workdir.cache_entry(folder) as temporary:
         (temporary / "missing" / "half").touch()
-    assert list(folder.parent.iterdir()) == [running]
+    assert {*folder.parent.iterdir()} == {running, elsewhere}
     with workdir.cache_entry(folder) as temporary:
         (temporary / "whole").touch()
-    assert sorted(folder.parent.iterdir()) == [running, folder]
+    assert {*folder.parent.iterdir()} == {running, elsewhere, folder}
     assert [path.name for path in folder.iterdir()] == ["whole"]

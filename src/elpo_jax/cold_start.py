@@ -141,6 +141,7 @@ def cold_start(
             return cached.parts["params"], cached.metadata
         except RunFault as fault:
             warn(f"warning: {fault}; the cold start is made anew")
+            shutil.rmtree(folder, ignore_errors=True)
     params, metrics = _train(components, on_step, partial / folder.name, warn)
     try:
         _store(folder, params, metrics)
@@ -315,8 +316,7 @@ def _demonstration(components: Components, task: Task) -> Demonstration:
 
 
 def _store(folder: Path, params: Params, metrics: Metrics) -> None:
-    """Makes the cache entry, all at once; a broken one is replaced."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Makes the cache entry, all at once."""
     with (
         cache_entry(folder) as temporary,
         Checkpoints(temporary / "checkpoints", keep=1) as checkpoints,

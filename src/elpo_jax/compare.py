@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from elpo_jax.algorithms import ALGORITHMS
+from elpo_jax.checkpoint import newest_step
 from elpo_jax.cli import Option, parse, run
 from elpo_jax.comparison import compare, markdown
 from elpo_jax.comparison_plot import plot
@@ -50,17 +51,24 @@ def main(argv: Sequence[str]) -> None:
     }
     for each, place in itertools.chain(*runs.values()):
         check_claim(each, place)  # before any of them trains for hours
-    with Interrupts() as interrupts, Display() as display:
+    with Interrupts() as interrupts, Display(is_ending=interrupts.have_come) as display:
         try:
             for done, seed in enumerate(seeds, start=1):
                 for each, place in runs[seed]:
+                    interrupts.check()
                     display.note(f"{each.algorithm}, seed {seed}")
                     train(build(each), place, display, interrupts)
-                table = _write(folder, config, algorithms, seeds[:done])
+                rest = runs[seeds[done]] if done < len(seeds) else []
+                if not (rest and all(_is_done(*run) for run in rest)):
+                    table = _write(folder, config, algorithms, seeds[:done])
         except Interrupted as interrupted:
             sys.exit(128 + interrupted.signal_number)
         display.note(f"\n{table}")
         display.note(f"{folder}: comparison.md, comparison.json, comparison.png")
+
+
+def _is_done(config: Config, folder: WorkDir) -> bool:
+    return newest_step(folder.checkpoints) == config.train.steps
 
 
 def _write(folder: Path, config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> str:

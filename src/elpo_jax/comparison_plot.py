@@ -1,5 +1,6 @@
 """Draws a comparison: held-out success against rollouts, tokens and time."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def plot(found: Mapping[str, Any], title: str, path: Path) -> None:
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False, loc="lower right")
     figure.suptitle(f"{title}; line: mean, band: least to most")
-    figure.savefig(path, dpi=120)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
 
 
 def _line(

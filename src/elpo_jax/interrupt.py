@@ -3,10 +3,14 @@
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+# Seconds in which a further signal is the same request: `timeout` and `make` pass on to a process
+# what its group has got as well.
+_SAME = 0.3
 _SHOW_CURSOR = b"\x1b[?25h"  # a bar on a terminal hides it
 
 
@@ -26,14 +30,20 @@ class Interrupts:
     """While entered, turns the first signal into an `Interrupted` at the next `check`.
 
     It says so at once, since compiling, a save or an evaluation may take a while. A second signal
-    ends the process where it stands. Both are heard by a thread, since a handler waits for as long
-    as the main thread is in compiled code. Must be entered on the main thread.
+    ends the process where it stands, unless it comes at the same time. Both are heard by a thread,
+    since a handler waits for as long as the main thread is in compiled code. Must be entered on the
+    main thread.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._heard = 0.0  # when that was, by the monotonic clock
         self._previous: dict[int, Any] = {}
         self._previous_pipe = self._pipe = -1
+
+    def have_come(self) -> bool:
+        """Whether the run has been asked to end."""
+        return self._received is not None
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
@@ -69,9 +79,11 @@ class Interrupts:
 
     def _hear(self, number: int) -> None:
         if self._received is None:
-            self._received = number
+            self._received, self._heard = number, time.monotonic()
             name = signal.Signals(number).name
             _say(f"{name}: stopping as soon as nothing is lost; again: at once\n".encode())
+            return
+        if time.monotonic() - self._heard < _SAME:
             return
         if os.isatty(1):
             _say(_SHOW_CURSOR, 1)

@@ -6,7 +6,8 @@ On a terminal a bar with the latest numbers; elsewhere (a log file, a notebook's
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -19,6 +20,7 @@ from elpo_jax.metrics import wilson
 from elpo_jax.workdir import naming
 
 _STDOUT = Path("standard output")
+_GRACE = 0.1  # seconds from a reader's end until the signal that ended it has been heard here too
 
 Counts = Mapping[str, tuple[int, int]]  # kind of task -> (successes, trials)
 
@@ -51,11 +53,19 @@ class Display:
     Args:
       console: where to; stdout by default.
       clock: seconds, for the time left.
+      is_ending: whether the run has been asked to end: then it does so in silence if nobody reads
+        the pipe any more. The Ctrl-C that ends a run ends the `tee` behind it too.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        is_ending: Callable[[], bool] = lambda: False,
+    ):
         self._console = console or _Console()
         self._clock = clock
+        self._is_ending = is_ending
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._values: dict[str, float] = {}
@@ -103,7 +113,7 @@ class Display:
 
     def show(self, table: Table) -> None:
         """Prints a table that stays."""
-        with naming(_STDOUT):
+        with self._writing():
             self._console.print(table)
 
     def stop(self) -> None:
@@ -123,8 +133,18 @@ class Display:
     ) -> None:
         self.stop()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with naming(_STDOUT):
+                yield
+        except BrokenPipeError:
+            time.sleep(_GRACE)
+            if not self._is_ending():
+                raise
+
     def _print(self, text: str) -> None:
-        with naming(_STDOUT):
+        with self._writing():
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, done: int) -> str:

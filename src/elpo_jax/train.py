@@ -21,7 +21,7 @@ OPTIONS = [Option("workdir", "the folder of the run; it is made if missing")]
 
 def main(argv: Sequence[str]) -> None:
     config, options = parse(argv, OPTIONS, {"algorithm": ALGORITHMS, "suite.name": SUITES})
-    with Interrupts() as interrupts, Display() as display:
+    with Interrupts() as interrupts, Display(is_ending=interrupts.have_come) as display:
         try:
             train(build(config), WorkDir(Path(options["workdir"])), display, interrupts)
         except Interrupted as interrupted:

@@ -282,6 +282,7 @@ class _Run:
             write_json(self.folder.config, to_dict(self.config))
 
     def _warm_up(self, state: TrainState) -> TrainState:
+        self.interrupts.check()
         self.display.note("compiling the sampler and the learner")
         with self._dumping("warm_up", self.saved or 0, state):
             state = self.trainer.warm_up(state)

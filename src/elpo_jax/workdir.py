@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -141,18 +143,20 @@ def cache_root() -> Path:
 
 @contextmanager
 def cache_entry(folder: Path) -> Iterator[Path]:
-    """A folder under a temporary name, `.NAME.PID`, which is `folder` once the block is through.
+    """A folder under a temporary name, `.NAME.HOST.PID`, which is `folder` after the block.
 
-    What processes that are gone left under such names is removed.
+    What processes of this host that are gone left under such names is removed; a cache may be
+    shared with others.
 
     Raises:
       OSError: the cache can't be written.
     """
-    for path in folder.parent.glob(".*.*"):
+    host = re.sub(r"\W", "-", platform.node())
+    for path in folder.parent.glob(f".*.{host}.*"):
         number = path.name.rpartition(".")[2]
         if number.isdecimal() and not _is_running(int(number)):
             shutil.rmtree(path, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{host}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from elpo_jax.metrics import Row, difference_interval, simultaneous_z
 from elpo_jax.report.documents import ENDS
 from elpo_jax.report.failures import Failures, LostAt, Trait, mode_words
 from elpo_jax.report.habits import Habit
-from elpo_jax.report.run import Run
-from elpo_jax.report.verdict import Verdict, answering
+from elpo_jax.report.run import Run, total
+from elpo_jax.report.verdict import Pair, Share, Verdict, answering
 from elpo_jax.report.words import percent, points
 
 TELLING = 2  # traits of failures that the summary tells
 MOSTLY = 2 / 3  # share of a change from which on it is mostly of one thing
-ENDING = 0.05  # change of the share of an ending from which on it is told
 
 
 class Line(NamedTuple):
@@ -67,7 +67,7 @@ def _why(run: Run, verdict: Verdict, habits: Sequence[Habit]) -> str:
     for habit in [each for each in habits if each.counts][:1]:
         pair = habit.pair
         parts.append(
-            f"{percent(pair.before.value)} of the episodes {pair.group} before, "
+            f"Along with it: {percent(pair.before.value)} of the episodes {pair.group} before, "
             f"{percent(pair.after.value)} do now."
         )
     return " ".join(part for part in parts if part)
@@ -96,17 +96,28 @@ def _split(first: dict[str, float], last: dict[str, float]) -> str:
     return f"Because {'; and '.join(texts)}."
 
 
-def _ending(first: dict[str, float], last: dict[str, float]) -> str:
-    """The cap whose share of the episodes changed most."""
-    moved = {
-        words: (first.get(f"eval/end_{end}", 0.0), last.get(f"eval/end_{end}", 0.0))
-        for end, words in ENDS.items()
-        if end != "answer"
-    }
-    words, (then, now) = max(moved.items(), key=lambda item: abs(item[1][1] - item[1][0]))
-    if abs(now - then) < ENDING:
+def _ending(first: Row, last: Row) -> str:
+    """The cap whose share of the episodes changed most, as success did and beyond chance."""
+    is_better = total(last)[0] / total(last)[1] > total(first)[0] / total(first)[1]
+    caps = {end: words for end, words in ENDS.items() if end != "answer"}
+    z = simultaneous_z(len(caps))
+    told: list[Pair] = []
+    for end, words in caps.items():
+        pair = Pair(words, _ended(first, end), _ended(last, end))
+        low, high = difference_interval(pair.before, pair.after, z)
+        if high < 0 if is_better else low > 0:
+            told.append(pair)
+    if not told:
         return ""
-    return f"{percent(then)} ended as “{words}” before, {percent(now)} now."
+    most = max(told, key=lambda pair: abs(pair.gain))
+    now = percent(most.after.value)
+    return f"{percent(most.before.value)} ended as “{most.group}” before, {now} now."
+
+
+def _ended(row: Row, end: str) -> Share:
+    """The share of an evaluation's episodes that ended so."""
+    trials = total(row)[1]
+    return Share(round(row.get(f"eval/end_{end}", 0.0) * trials), trials)
 
 
 def _wrong(found: Failures | None) -> str:

@@ -115,7 +115,7 @@ def sort_failures(episodes: Sequence[Episode]) -> Failures:
         messages=_groups([e for e in failed if e.error], _message)[:ERRORS],
         traits=tuple(found),
         telling=_telling(found, len(failed), len(episodes) - len(failed)),
-        rest=_rest(episodes),
+        rest=_rest(episodes, found),
         examples=tuple(_examples(failed, [kind for kind, _ in by_kind.most_common()], modes)),
     )
 
@@ -182,9 +182,10 @@ def _traits(episodes: Sequence[Episode]) -> list[Trait]:
     return sorted(found, key=lambda t: abs(_excess(t, len(failed), len(solved))), reverse=True)
 
 
-def _rest(episodes: Sequence[Episode]) -> Trait:
-    """Episodes without any trait: how much the traits leave open."""
-    known = traits(episodes).values()
+def _rest(episodes: Sequence[Episode], found: Sequence[Trait]) -> Trait:
+    """Episodes with none of the traits that are told: how much these leave open."""
+    every = traits(episodes)
+    known = [every[trait.name] for trait in found]
     left = [episode for episode in episodes if not any(has(episode) for has in known)]
     failed = [episode for episode in left if not episode.success]
     example = failed[0] if failed else None

@@ -295,7 +295,8 @@ def _node(
     lead = asked or line.does
     if leaf and leaf["end"] == "answer":
         lead = f"answer {leaf['answer']}" if leaf["answer"] is not None else "no readable answer"
-    said = last_line(line.output) if line.error else line.output
+    error = first_error(node["exchanges"])
+    said = last_line(error["text"]) if error else line.output
     reply = f"→ {said}" if outputs(node) else ""
     hint = [short(plain(line.does), HINT), short(reply, HINT)]
     end = ("success" if leaf["success"] else "failure") if leaf else ""

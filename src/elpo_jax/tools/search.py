@@ -144,22 +144,18 @@ def _build(passages: Sequence[str]) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    """A kept index; None if there is none, or it is damaged."""
+    """A kept index; None if there is none, or it is damaged, which removes it."""
     import bm25s
 
-    try:
-        kept = json.loads((folder / _DIGESTS).read_text())
-        if kept != _digests(folder):
-            return None
-        return bm25s.BM25.load(folder, show_progress=False)
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError):
+        if json.loads((folder / _DIGESTS).read_text()) == _digests(folder):
+            return bm25s.BM25.load(folder, show_progress=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _store(folder: Path, index: Any) -> None:
-    """Keeps an index, all at once; a damaged one is replaced. A cache that can't be written costs
-    only time."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Keeps an index, all at once. A cache that can't be written costs only time."""
     with suppress(OSError), cache_entry(folder) as temporary:
         index.save(temporary, show_progress=False)
         (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary)))
