@@ -3,7 +3,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python sharded_runs.py OUT 1x1x1 2x2x2 ...
 
 Meshes are data x fsdp x tensor. The first is the reference: the others take its checkpoint up and
-learn from its trees too. OUT gets a pickled dict of what `run_on` found, by mesh.
+learn from its trees too. OUT gets a pickled dict of what `run_on` found, by mesh; how far each is
+from the reference is printed.
 """
 
 import pickle
@@ -266,10 +267,42 @@ def shapes_in(compiled):
     return {tuple(map(int, shape.split(","))) for shape in found}
 
 
+def differences(one, mesh):
+    """The largest ones between what two meshes found, in a line."""
+    same = [
+        name
+        for name, steps in one["steps"].items()
+        if [step[0].tolist() for step in steps]
+        == [step[0].tolist() for step in mesh["steps"][name]]
+    ]
+    pairs = [
+        pair for name in same for pair in zip(one["steps"][name], mesh["steps"][name], strict=True)
+    ]
+    log_probs, entropies = (
+        max(np.abs(ours[part] - theirs[part]).max() for ours, theirs in pairs) for part in (1, 2)
+    )
+    ours, theirs = one["update"], mesh["update"]
+    loss = abs(ours["policy/loss"] - theirs["policy/loss"])
+    norm = abs(theirs["policy/grad_norm"] / ours["policy/grad_norm"] - 1)
+    names = [name for name in one["learnt"] if name.startswith(".params")]
+    apart, moved = (
+        np.concatenate([(a["learnt"][name] - b[name]).ravel() for name in names])
+        for a, b in ((mesh, one["learnt"]), (one, one["fresh"]))
+    )
+    share = np.linalg.norm(apart) / np.linalg.norm(moved)
+    return (
+        f"{len(same)} of {len(one['steps'])} trees with the same ids; log-probabilities "
+        f"{log_probs:.1e}, entropies {entropies:.1e}, loss {loss:.1e}, gradient's norm {norm:.1e} "
+        f"of itself, parameters {np.abs(apart).max():.1e} ({share:.1e} of the movement)"
+    )
+
+
 if __name__ == "__main__":
     out, *meshes = sys.argv[1:]
     results, reference = {}, None
     for name in meshes:
         results[name], own = run_on(name, reference)
         reference = reference or own
+        if name != meshes[0]:
+            print(f"{name}: {differences(results[meshes[0]], results[name])}", flush=True)
     Path(out).write_bytes(pickle.dumps(results))

@@ -86,6 +86,17 @@ def test_values_are_read_off_a_chart_by_keyboard(page, folder):
     assert chart.locator("output").inner_text() == "0.3"
 
 
+@pytest.mark.parametrize(
+    ("side", "shares"), [("lower", ["1.25%", "0.375%"]), ("upper", ["2.25%", "0.625%", "2.00%"])]
+)
+def test_clipped_tokens_by_side_and_elc(page, folder, side, shares):
+    visit(page, folder.report)
+    chart = page.locator(".chart", has_text=f"Clipped at the {side} bound")
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    assert chart.locator("output").all_inner_texts() == shares
+
+
 def test_the_index_searches_and_filters(page, folder):
     visit(page, folder.trees / "index.html")
     rows = shown(page, "#tasks tbody tr")

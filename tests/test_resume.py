@@ -171,17 +171,47 @@ def test_tools_that_break_cost_rollouts_and_not_the_run(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_tools_that_hang_end_the_run_in_a_line_and_once_mended_it_goes_on(
-    undisturbed, cache, tmp_path
-):
+def test_calls_that_hang_cost_rollouts_and_not_the_run(cache, tmp_path):
+    workdir = tmp_path / "run"
+    hanging = BREAKING.format(share=8, does="threading.Event().wait(3)")
+    changes = {"episode.tool_seconds": 0.5, "train.steps": 2}
+    output = finish(start(workdir, cache, hanging, **changes))
+    assert re.search(r"warning: step 1: \d+ rollouts and \d+ tasks dropped, the last", output)
+    assert "no answer in 0.5 s" in output
+    assert all(row["episode/tool_timeouts"] > 0 for row in read(workdir / "metrics.jsonl")[1:])
+
+
+# The policy's look-ups hang in step 4.
+HANGING_LATER = """
+import threading
+from elpo_jax.tools.lookup import Lookup
+from elpo_jax.trainer import Trainer
+
+answer, roll_out, at = Lookup.call, Trainer._roll_out, [0]
+
+def roll_out_at(self, state, step, *rest):
+    at[0] = step
+    return roll_out(self, state, step, *rest)
+
+def call(self, state, arguments):
+    if at[0] == 4 and threading.current_thread() is not threading.main_thread():
+        threading.Event().wait()
+    return answer(self, state, arguments)
+
+Trainer._roll_out, Lookup.call = roll_out_at, call
+"""
+
+
+@pytest.mark.slow
+def test_tools_that_all_hang_end_the_run_with_its_state_saved(undisturbed, cache, tmp_path):
+    """Checkpoints are made every second step."""
     workdir = tmp_path / "run"
     seconds = {"episode.tool_seconds": 2.0}
-    hanging = BREAKING.format(share=1, does="threading.Event().wait()")
-    output = finish(start(workdir, cache, hanging, **seconds), status=3)
+    output = finish(start(workdir, cache, HANGING_LATER, **seconds), status=3)
     last = output.splitlines()[-1]
-    assert re.match(
-        r"error: tools: \d+ calls run on after episode.tool_seconds=2 and hold a ", last
-    )
+    assert last.startswith(f"error: {workdir}: tools: ")
+    assert re.search(r": \d+ calls run on after episode.tool_seconds=2 and hold a ", last)
+    assert last.endswith("; saved step 3; once that is mended the same command goes on")
     assert "Traceback" not in output
     finish(start(workdir, cache, **seconds))
     assert_same(undisturbed, outcome(workdir))

@@ -35,6 +35,10 @@ class RunFault(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class ToolFault(RunFault):
+    """Tools or verifiers broke so often that nothing is left to go on with."""
+
+
 def os_problem(error: OSError, where: object = "") -> str:
     """'PATH: No space left on device'; `where` stands in for a path that the error doesn't know."""
     return f"{error.filename or where}: {error.strerror or error}"

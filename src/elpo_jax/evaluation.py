@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from elpo_jax.components import EVALUATION, Components
-from elpo_jax.errors import RunFault
+from elpo_jax.errors import ToolFault
 from elpo_jax.rollout.independent import independent
 from elpo_jax.rollout.statistics import ENDS, summarize
 from elpo_jax.rollout.tree import Tree
@@ -53,7 +53,7 @@ def evaluate(
     their parameters alone. `warn` is told of tasks that are missing because their tools broke.
 
     Raises:
-      RunFault: the tools broke in every task.
+      ToolFault: the tools broke in every task.
     """
     config = components.config
     rollout = replace(config.rollout, budget=config.eval.samples)
@@ -70,7 +70,7 @@ def evaluate(
         missing = f"evaluation: {summary.dropped_tasks} of {len(tasks)} tasks dropped"
         line = f"{missing}, their tools broke, the last for: {summary.last_failure}"
         if not trees:
-            raise RunFault([line])
+            raise ToolFault([line])
         warn(f"warning: {line}")
     return trees
 

@@ -111,6 +111,12 @@ TABLE = (
     Metric("sampler/lane_use", "share of lane-steps that drew a token", varies=True),
     Metric("sampler/compiles", "programs compiled since the process started", varies=True),
     Metric("sampler/tokens_per_s", "tokens drawn a second of rollout", varies=True),
+    Metric(
+        "update/tokens_per_s",
+        "tokens of trajectories, prompts included, a second of updates; those without an "
+        "advantage, which take a forward pass only, among them",
+        varies=True,
+    ),
     Metric("time/rollout", "seconds of rollouts", varies=True),
     Metric("time/update", "seconds of updates", varies=True),
     Metric("time/eval", "seconds of evaluation", varies=True),

@@ -18,7 +18,7 @@ from elpo_jax.algorithms import ALGORITHMS, loss_settings
 from elpo_jax.components import ROLLOUT, Components
 from elpo_jax.config import Config
 from elpo_jax.credit.hierarchical import tree_advantages
-from elpo_jax.errors import RunFault
+from elpo_jax.errors import ToolFault
 from elpo_jax.evaluation import evaluate, evaluation_metrics, held_out_tasks
 from elpo_jax.interrupt import Interrupts
 from elpo_jax.learner.batch import trajectory_rows
@@ -101,7 +101,7 @@ class Trainer:
         Raises:
           NonFiniteSampleError, NonFiniteUpdateError: FloatingPointErrors. The first comes before
             anything has changed, the second holds the state before the update that failed.
-          RunFault: the tools broke in every task.
+          ToolFault: the tools broke in every task.
         """
         started = time.monotonic()
         trees, metrics = self._roll_out(state, step, batch, interrupts)
@@ -115,12 +115,13 @@ class Trainer:
             error.labels = [[leaves[row] for row in numbers] for numbers in error.rows]
             error.tasks = sorted({leaves[row][0] for row in error.members})
             raise
-        seconds = rolled_out - started
+        seconds, updating = rolled_out - started, time.monotonic() - rolled_out
         metrics |= update_metrics | {
             "sampler/tokens_per_s": metrics["sampler/decode_tokens"] / seconds,
             "sampler/compiles": self.compiles,
+            "update/tokens_per_s": sum(len(row.tokens) for row in rows) / updating,
             "time/rollout": seconds,
-            "time/update": time.monotonic() - rolled_out,
+            "time/update": updating,
         }
         return state, trees, metrics
 
@@ -147,7 +148,7 @@ class Trainer:
             )
             self.warn(f"warning: step {step}: {dropped}, the last for: {summary.last_failure}")
         if not trees:
-            raise RunFault([f"step {step}: no task left, the tools broke: {summary.last_failure}"])
+            raise ToolFault([f"step {step}: no task left, the tools broke: {summary.last_failure}"])
         done = {name: value - getattr(before, name) for name, value in vars(counters).items()}
         return trees, summarize(trees) | {
             "sampler/prefill_tokens": done["prefill_tokens"],

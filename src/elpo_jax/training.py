@@ -14,7 +14,7 @@ from elpo_jax.cold_start import notes as cold_start_notes
 from elpo_jax.components import Components
 from elpo_jax.config import Config, differences, from_dict, get, to_dict
 from elpo_jax.data_order import TrainingTasks
-from elpo_jax.errors import RunFault, UsageError, memory_problem, os_problem
+from elpo_jax.errors import RunFault, ToolFault, UsageError, memory_problem, os_problem
 from elpo_jax.interrupt import Interrupted, Interrupts
 from elpo_jax.learner.run import NonFiniteUpdateError
 from elpo_jax.learner.update import TrainState
@@ -24,6 +24,7 @@ from elpo_jax.policy.origin import PATHS, changed_files, weights_of
 from elpo_jax.progress import Display, summary
 from elpo_jax.report.report import write_report
 from elpo_jax.report.words import short
+from elpo_jax.rollout.tree import Tree
 from elpo_jax.sampler.engine import NonFiniteSampleError
 from elpo_jax.tasks.base import TRAIN
 from elpo_jax.trainer import Metrics, Trainer
@@ -69,6 +70,9 @@ def train(
     except (MemoryError, RuntimeError) as error:
         _raise_if_memory(error, folder, "")
         raise
+    except ToolFault as error:
+        line = f"{folder.path}: {error}; {_standing(folder)}"
+        raise RunFault([f"{line}; once that is mended the same command goes on"]) from error
     except Interrupted:
         display.stop()
         display.note(f"{folder.path}: stopped, {_standing(folder)}; the same command goes on")
@@ -290,36 +294,40 @@ class _Run:
         return state
 
     def _steps(self, state: TrainState, done: int, metrics: MetricsWriter) -> TrainState:
-        """Steps `done + 1` to the last one. Returns the state after it.
-
-        Raises:
-          Interrupted: with the state of the last whole step saved.
-        """
+        """Steps `done + 1` to the last one. Returns the state after it."""
         config = self.config
         self.display.start("training", config.train.steps, done)
         written = time.monotonic()
-        try:
-            for step in range(done + 1, config.train.steps + 1):
-                self.interrupts.check()
-                self.checkpoints.check()
-                batch = self.tasks.take(config.train.batch_prompts)
-                with self._dumping("step", step, state):
-                    state, trees, values = self.trainer.step(state, step, batch, self.interrupts)
-                if step == config.train.steps or is_due(step, config.eval.every):
-                    values |= self._evaluate(state, step)
-                self.trainer.save_trees(self.folder, step, trees)
-                written, before = time.monotonic(), written
-                metrics.write(step, values | {"time/step": written - before})
-                done, self.order = step, self.tasks.state()
-                if step == config.train.steps or is_due(step, config.checkpoint.every):
-                    self._save(state, step)
-                self.display.step(step, values)
-        except Interrupted:
-            self._save(state, done)
-            self.checkpoints.wait()
-            raise
+        for step in range(done + 1, config.train.steps + 1):
+            self.checkpoints.check()
+            state, trees, values = self._step(state, step)
+            if step == config.train.steps or is_due(step, config.eval.every):
+                values |= self._evaluate(state, step)
+            self.trainer.save_trees(self.folder, step, trees)
+            written, before = time.monotonic(), written
+            metrics.write(step, values | {"time/step": written - before})
+            self.order = self.tasks.state()
+            if step == config.train.steps or is_due(step, config.checkpoint.every):
+                self._save(state, step)
+            self.display.step(step, values)
         self.display.stop()
         return state
+
+    def _step(self, state: TrainState, step: int) -> tuple[TrainState, list[Tree], Metrics]:
+        """Rollouts and updates of a step.
+
+        Raises:
+          Interrupted, ToolFault: with `state`, that of the last whole step, saved.
+        """
+        try:
+            self.interrupts.check()
+            batch = self.tasks.take(self.config.train.batch_prompts)
+            with self._dumping("step", step, state):
+                return self.trainer.step(state, step, batch, self.interrupts)
+        except (Interrupted, ToolFault):
+            self._save(state, step - 1)
+            self.checkpoints.wait()
+            raise
 
     def _evaluate(self, state: TrainState, step: int) -> Metrics:
         with self._dumping("evaluation", step, state):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from elpo_jax.metrics import Row, difference_interval, simultaneous_z
 from elpo_jax.report.documents import ENDS
-from elpo_jax.report.failures import Failures, LostAt, Trait, mode_words
+from elpo_jax.report.failures import Failures, LostAt, mode_words
 from elpo_jax.report.habits import Habit
 from elpo_jax.report.run import Run, total
 from elpo_jax.report.verdict import Pair, Share, Verdict, answering
@@ -40,14 +40,12 @@ def summary(found: Failures, lost: Sequence[LostAt]) -> str:
     """The failures in a few sentences, what sets them apart first."""
     if not found.failures:
         return ""
-    parts = [_told(trait, found) for trait in found.telling[:TELLING]]
+    parts = _traits(found)
     if not parts and found.traits and found.trials > found.failures:
         parts.append(
             "Nothing that is looked for here is found in failures more often than in solved "
             "episodes, beyond chance."
         )
-    if found.telling and found.rest.failed:
-        parts.append(f"{found.rest.failed} failures show nothing of what is looked for.")
     parts.append(f"The most frequent way to fail is {_way(found)}{_types(found)}.")
     if lost:
         searches = sum(group.size for group in lost)
@@ -124,14 +122,19 @@ def _wrong(found: Failures | None) -> str:
     if not found or not found.failures:
         return ""
     text = f"{found.failures} of {found.trials} held-out episodes fail, most often: {_way(found)}."
-    return " ".join([text, *(_told(trait, found) for trait in found.telling[:1])])
+    return " ".join([text, *_traits(found)])
 
 
-def _told(trait: Trait, found: Failures) -> str:
-    return (
+def _traits(found: Failures) -> list[str]:
+    """What failures do more often than solved episodes, and how many do nothing of the kind."""
+    parts = [
         f"{trait.failed} of the {found.failures} failures {trait.name}; {trait.solved} of the "
         f"{found.trials - found.failures} solved episodes did."
-    )
+        for trait in found.telling[:TELLING]
+    ]
+    if parts and found.rest.failed:
+        parts.append(f"{found.rest.failed} failures show nothing of what is looked for.")
+    return parts
 
 
 def _way(found: Failures) -> str:

@@ -69,7 +69,8 @@ UPDATE = (
             ("policy/clip_frac_low_elc", "in ELC suffixes (wider bound)"),
         ),
         "percent",
-        "Of policy tokens. ELC lets tokens after the critical step fall further.",
+        "Of the policy tokens there, in trajectories with an advantage. ELC lets tokens after the "
+        "critical step fall further.",
     ),
     Panel(
         "Clipped at the upper bound",
@@ -79,7 +80,8 @@ UPDATE = (
             ("policy/clip_frac_high", "all"),
         ),
         "percent",
-        "Of policy tokens. ELC doesn't move this bound.",
+        "Of the policy tokens there, in trajectories with an advantage. ELC doesn't move this "
+        "bound.",
     ),
     Panel(
         "KL from the policy before the step",
@@ -134,7 +136,13 @@ THROUGHPUT = (
             ("time/eval", "evaluation"),
         ),
     ),
-    Panel("Tokens drawn a second of rollout", (("sampler/tokens_per_s", "tokens a second"),)),
+    Panel(
+        "Tokens a second",
+        (
+            ("sampler/tokens_per_s", "drawn, in rollouts"),
+            ("update/tokens_per_s", "trajectories', in updates"),
+        ),
+    ),
     Panel(
         "Lane use",
         (("sampler/lane_use", "lane-steps that drew a token"),),

@@ -39,7 +39,8 @@ def write_plots(run: Run, folder: Path) -> list[Path]:
                     [
                         ("policy/clip_frac_low_plain", "low, outside ELC"),
                         ("policy/clip_frac_low_elc", "low, in ELC"),
-                        ("policy/clip_frac_high", "high"),
+                        ("policy/clip_frac_high_plain", "high, outside ELC"),
+                        ("policy/clip_frac_high_elc", "high, in ELC"),
                     ],
                     True,
                 ),

@@ -107,7 +107,7 @@ class Scheduler:
 
         Raises:
           NonFiniteSampleError: a FloatingPointError with the tokens that led to it.
-          RunFault: too many calls of tools or verifiers hang.
+          ToolFault: too many calls of tools or verifiers hang.
         """
         session = _Session(self, self._workers, params, step_key, settings)
         try:

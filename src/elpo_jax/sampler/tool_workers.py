@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from elpo_jax.errors import RunFault
+from elpo_jax.errors import ToolFault
 from elpo_jax.tools.base import ToolTimeout
 
 MAX_HANGING = 32  # abandoned threads that may still be in their call
@@ -68,7 +68,7 @@ class ToolWorkers:
         """Gives up the calls that have run over their time: their futures get a `ToolTimeout`.
 
         Raises:
-          RunFault: too many abandoned threads are still in their calls.
+          ToolFault: too many abandoned threads are still in their calls.
         """
         self._jobs = [job for job in self._jobs if not job.future.done()]
         now = time.monotonic()
@@ -76,7 +76,7 @@ class ToolWorkers:
         for job in late:
             self._give_up(job)
         if late and self.hanging > self._max_hanging:
-            raise RunFault(
+            raise ToolFault(
                 [
                     f"tools: {self.hanging} calls run on after {late[-1].limit.key}="
                     f"{late[-1].limit.seconds:g} and hold a thread each, the last one "
