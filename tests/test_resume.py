@@ -174,7 +174,7 @@ def test_tools_that_break_cost_rollouts_and_not_the_run(cache, tmp_path):
 def test_calls_that_hang_cost_rollouts_and_not_the_run(cache, tmp_path):
     workdir = tmp_path / "run"
     hanging = BREAKING.format(share=8, does="threading.Event().wait(3)")
-    changes = {"episode.tool_seconds": 0.5, "train.steps": 2}
+    changes = {"sandbox.wall_seconds": 0.4, "episode.tool_seconds": 0.5, "train.steps": 2}
     output = finish(start(workdir, cache, hanging, **changes))
     assert re.search(r"warning: step 1: \d+ rollouts and \d+ tasks dropped, the last", output)
     assert "no answer in 0.5 s" in output
@@ -206,7 +206,7 @@ Trainer._roll_out, Lookup.call = roll_out_at, call
 def test_tools_that_all_hang_end_the_run_with_its_state_saved(undisturbed, cache, tmp_path):
     """Checkpoints are made every second step."""
     workdir = tmp_path / "run"
-    seconds = {"episode.tool_seconds": 2.0}
+    seconds = {"sandbox.wall_seconds": 1.0, "episode.tool_seconds": 2.0}
     output = finish(start(workdir, cache, HANGING_LATER, **seconds), status=3)
     last = output.splitlines()[-1]
     assert last.startswith(f"error: {workdir}: tools: ")
