@@ -50,6 +50,10 @@ def test_the_report_opens_with_why_and_what_is_wrong(finished, tmp_path):
     assert "more episodes end with an answer, 50.0% before and 100.0% now (+30.0 points)" in text
     assert "50.0% ended as “out of tokens” before, 0.0% now." in text
     assert "2 of 4 held-out episodes fail, most often: “no readable answer” (2 of 2)." in text
+    assert (
+        "2 of the 2 failures repeated a call word for word; 2 of the 2 solved episodes did too: it "
+        "needn't be why." in text
+    )
     same = write_report(make_run(tmp_path / "same", before=10, after=10))
     assert "ecause" not in read_page(same).text
     worse = write_report(make_run(tmp_path / "worse", before=16, after=2))

@@ -122,7 +122,7 @@ def _wrong(found: Failures | None) -> str:
     if not found or not found.failures:
         return ""
     text = f"{found.failures} of {found.trials} held-out episodes fail, most often: {_way(found)}."
-    return " ".join([text, *_traits(found)])
+    return " ".join([text, *(_traits(found) or _common(found))])
 
 
 def _traits(found: Failures) -> list[str]:
@@ -135,6 +135,18 @@ def _traits(found: Failures) -> list[str]:
     if parts and found.rest.failed:
         parts.append(f"{found.rest.failed} failures show nothing of what is looked for.")
     return parts
+
+
+def _common(found: Failures) -> list[str]:
+    """What most failures do, where nothing sets them apart: few episodes are solved, for one."""
+    most = max(found.traits, key=lambda trait: trait.failed, default=None)
+    if most is None or 2 * most.failed <= found.failures:
+        return []
+    text = f"{most.failed} of the {found.failures} failures {most.name}"
+    solved = found.trials - found.failures
+    if not solved:
+        return [f"{text}; nothing is solved."]
+    return [f"{text}; {most.solved} of the {solved} solved episodes did too: it needn't be why."]
 
 
 def _way(found: Failures) -> str:
