@@ -145,9 +145,12 @@ def test_a_reader_that_ends_by_the_same_ctrl_c_costs_nothing(undisturbed, start,
     assert_same(undisturbed, outcome(workdir))
 
 
-# A `sitecustomize`, which the interpreter imports first.
+# A `sitecustomize`, which the interpreter imports first. The handler is that of a terminal's program:
+# what a shell starts in the background ignores Ctrl-C, and so would the tests' own processes there.
 INTERRUPTING = """
 import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
