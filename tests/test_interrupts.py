@@ -145,8 +145,8 @@ def test_a_reader_that_ends_by_the_same_ctrl_c_costs_nothing(undisturbed, start,
     assert_same(undisturbed, outcome(workdir))
 
 
-# A `sitecustomize`, which the interpreter imports first. The handler is that of a terminal's program:
-# what a shell starts in the background ignores Ctrl-C, and so would the tests' own processes there.
+# A `sitecustomize`, which the interpreter imports first. It sets the handler of a program at a
+# terminal, since what a shell starts in the background ignores Ctrl-C, these tests perhaps.
 INTERRUPTING = """
 import os, signal, sys
 
