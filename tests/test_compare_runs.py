@@ -111,24 +111,30 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(comparison, undisturb
     assert (workdir / "comparison.md").read_text() in output
 
 
-def test_the_table_is_there_after_every_seed(comparison, undisturbed, tmp_path, monkeypatch):
-    workdir = shutil.copytree(undisturbed, tmp_path / "runs")
-    for file in workdir.glob("comparison.*"):
-        file.unlink()
-
+@pytest.fixture
+def interrupted_at_seed_1(monkeypatch):
     def train(parts, *_):
         if parts.config.seed == 1:
             raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr("elpo_jax.compare.train", train)
+
+
+@pytest.mark.usefixtures("interrupted_at_seed_1")
+def test_the_table_is_there_after_every_seed(comparison, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "runs")
+    for file in workdir.glob("comparison.*"):
+        file.unlink()
+
     with pytest.raises(SystemExit):
         main(["compare", *comparison.arguments(workdir, "0,1")])
     assert found(workdir) == found(undisturbed)
     assert (workdir / "comparison.png").exists()
 
 
+@pytest.mark.usefixtures("interrupted_at_seed_1")
 def test_a_finished_comparison_keeps_its_table_while_it_is_looked_through(
-    comparison, undisturbed, tmp_path, monkeypatch
+    comparison, undisturbed, tmp_path
 ):
     workdir = shutil.copytree(undisturbed, tmp_path / "runs")
     for name in ("elpo", "grpo"):
@@ -137,11 +143,6 @@ def test_a_finished_comparison_keeps_its_table_while_it_is_looked_through(
         (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
     (workdir / "comparison.md").write_text("of both seeds")
 
-    def train(parts, *_):
-        if parts.config.seed == 1:
-            raise Interrupted(signal.SIGTERM)
-
-    monkeypatch.setattr("elpo_jax.compare.train", train)
     with pytest.raises(SystemExit):
         main(["compare", *comparison.arguments(workdir, "0,1")])
     assert (workdir / "comparison.md").read_text() == "of both seeds"

@@ -25,7 +25,7 @@ from elpo_jax.report.documents import criticals, does, episodes
 from elpo_jax.report.failures import lost_at, moves, sort_failures
 from elpo_jax.report.report import spread, write_report
 from elpo_jax.report.run import read_run
-from elpo_jax.rollout.tree import ROOT as TREE
+from elpo_jax.rollout.tree import ROOT as TREE_ROOT
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,9 +175,9 @@ def test_failures_are_sorted():
 
 def test_failures_without_a_trait_that_is_told_are_counted():
     tree = empty_tree()
-    tree.add(rollout(0, TREE, [call_step(), answer_step()], True))
+    tree.add(rollout(0, TREE_ROOT, [call_step(), answer_step()], True))
     for ordinal in (1, 2, 3):  # too many calls, which only those do that the cap ends
-        tree.add(rollout(ordinal, TREE, [call_step()] * 3, False, end="calls"))
+        tree.add(rollout(ordinal, TREE_ROOT, [call_step()] * 3, False, end="calls"))
     found = sort_failures([*episodes(0, document(tree, credit=False))])
     told = [trait.name for trait in found.traits]
     assert "made more calls than the solver" not in told

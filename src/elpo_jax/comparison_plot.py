@@ -1,6 +1,6 @@
 """Draws a comparison: held-out success against rollouts, tokens and time."""
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from elpo_jax.comparison import AXES
+from elpo_jax.workdir import write_atomic
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the dashes say the same.
 _STYLES = (
@@ -38,9 +39,9 @@ def plot(found: Mapping[str, Any], title: str, path: Path) -> None:
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False, loc="lower right")
     figure.suptitle(f"{title}; line: mean, band: least to most")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_atomic(path, picture.getvalue())
 
 
 def _line(

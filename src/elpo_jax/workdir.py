@@ -207,7 +207,7 @@ def check_file(path: Path) -> None:
         raise UsageError([f"{path}: expected a file to write, got: {error.strerror}"]) from None
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a kill or a full disk leaves the old content or the new one.
 
     Raises:
@@ -215,8 +215,8 @@ def write_atomic(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with naming(path), open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
